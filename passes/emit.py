@@ -1,0 +1,264 @@
+"""Schedule → StepProgram: the training step as a Python file that a person can read, edit and keep.
+
+Before:  actions in host order.
+After:   a file that imports torch alone. The forward pass region by region, then one block per lane and stretch of
+         host order; a comment above each region names its modules and the model's own line, shapes stand at the ends
+         of lines. The same plan gives the same bytes in every process.
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from itertools import groupby
+from math import sqrt
+
+from reclra_graph.ir.operators import TensorType
+from reclra_graph.ir.program import StepProgram
+from reclra_graph.ir.regions import Region
+from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
+from reclra_graph.ir.tasks import Call, Task
+from reclra_graph.ir.text import digest
+from reclra_graph.passes import template
+from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
+
+VERSION = "0.1.0"
+_COLUMN = 68
+_WIDTH = 110
+
+
+def emit(schedule: Schedule) -> StepProgram:
+    """The program of a schedule, with the line on which each task starts."""
+    stamp = digest(schedule)
+    head = _head(schedule, stamp)
+    body, lines = _body(schedule, len(head.splitlines()))
+    return StepProgram(schedule, head + body, lines, stamp)
+
+
+def plain(text: str) -> str:
+    """Text of the model's that is safe in a comment or a docstring."""
+    return "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)
+
+
+def _input_names(schedule: Schedule) -> list[str]:
+    check = next(item for task in schedule.tasks.tasks for item in task.calls if item.function == "check")
+    return [argument.name for argument in check.args[1:] if hasattr(argument, "name")]
+
+
+def _head(schedule: Schedule, stamp: str) -> str:
+    plan = schedule.tasks.plan
+    regions = plan.regions
+    graph = regions.graph
+    lane_of = {number: lane for wave in schedule.waves for number, lane in wave}
+    synapses = {
+        edge.name: (edge.shape, round(1 / sqrt(edge.shape[1]), 6), lane_of.get(edge.target, 0))
+        for edge in sorted(plan.edges, key=lambda item: (-item.source, -item.target))
+    }
+    names = _input_names(schedule)
+    inputs = {name: (item.type.shape, item.type.dtype) for name, item in zip(names, graph.inputs, strict=True)}
+    dtype = graph.types[regions.regions[regions.output].post].dtype
+    held = any(buffer.constant for buffer in graph.buffers)
+    notes = [] if graph.frontend == "export" else [f"\nCaptured with a fixed batch size ({graph.frontend})."]
+    lanes = f"{len(schedule.lanes)} lanes" if len(schedule.lanes) > 1 else "one lane"
+    docstring = template.DOCSTRING.format(
+        model=plain(graph.model), version=VERSION, digest=stamp, wiring=plain(plan.wiring), depth=plan.depth,
+        edges=len(plan.edges), lanes=lanes, note="".join(notes), seed=plan.seed, lr=plan.rates.lr, inputs=", ".join(names),
+        state='{**model.state_dict(), **torch.load("constants.pt", weights_only=True)}' if held else "model.state_dict()",
+    )  # fmt: skip
+    tables = template.TABLES.format(
+        digest=stamp, synapses=_table(synapses), inputs=_table(inputs), lanes=len(schedule.lanes)
+    )
+    output = regions.regions[regions.output]
+    if plan.rates.loss == "cross-entropy":
+        checks = template.CHECK_CLASSES.replace("@positions@", repr(list(output.shape[1:])))
+    else:
+        checks = template.CHECK_VALUES.replace("@positions@", repr(list(output.shape)))
+        checks += template.CHECK_RANGE if plan.rates.loss == "bce-with-logits" else ""
+    runtime = template.RUNTIME.replace("@seed@", str(plan.seed)).replace("@dtype@", dtype).replace("@check_target@", checks)
+    return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
+
+
+def _table(items: dict[str, tuple[object, ...]]) -> str:
+    return "{\n" + "".join(f"    {name!r}: {value!r},\n" for name, value in items.items()) + "}" if items else "{}"
+
+
+def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], ...]]:
+    plan = schedule.tasks.plan
+    names = _input_names(schedule)
+    rates = plan.rates
+    classes = plan.regions.regions[plan.regions.output].shape[0] if rates.loss == "cross-entropy" else 0
+    arguments = ", ".join(names)
+    writer = _Writer(schedule, start)
+    writer.line("")
+    writer.line(f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, optimise=sgd):")
+    writer.depth = 1
+    writer.line(f'"""One training step on a batch; changes P and E in place and returns the loss (a 0-dim tensor)."""')
+    given = ", ".join(f"{name!r}: {name}" for name in names)
+    writer.line(f"check_inputs({{{given}}}, target, {classes})")
+    writer.line(f"B, device = {names[0]}.shape[0], {names[0]}.device")
+    if len(schedule.lanes) > 1:
+        writer.line("lanes = Lanes(device)")
+        writer.line("lane, record, wait, here = lanes.lane, lanes.record, lanes.wait, lanes.here")
+    for lane, actions in groupby(schedule.actions, key=lambda action: action.lane):
+        writer.stretch(lane, list(actions))
+    writer.line("")
+    writer.line("return loss")
+    return writer.text(), tuple(writer.first.items())
+
+
+class _Writer:
+    """Lines of the step function, with the number of the first line of every task."""
+
+    def __init__(self, schedule: Schedule, start: int) -> None:
+        self.schedule = schedule
+        self.plan = schedule.tasks.plan
+        self.lines: list[str] = []
+        self.start = start
+        self.depth = 0
+        self.first: dict[str, int] = {}
+        self.copied: set[tuple[str, int]] = {(a.value, a.lane) for a in schedule.actions if isinstance(a, Copy)}
+        self.headed: set[str] = set()
+
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+    def line(self, text: str, comment: str = "") -> None:
+        indented = "    " * self.depth + text if text else ""
+        self.lines.append(f"{indented:<{_COLUMN}}  # {comment}" if comment else indented)
+
+    def statement(self, target: str, expression: ast.expr, comment: str = "") -> None:
+        """``target = expression``, over several lines where one would be too long."""
+        head = f"{target} = " if target else ""
+        text = unparsed(expression)
+        if len(head) + len(text) + 4 * self.depth <= _WIDTH or not (isinstance(expression, ast.Call) and expression.args):
+            self.line(head + text, comment)
+            return
+        inner = [unparsed(item) for item in expression.args]
+        inner += [f"{item.arg}={unparsed(item.value)}" for item in expression.keywords]
+        self.line(f"{head}{unparsed(expression.func)}(")
+        pad = "    " * (self.depth + 1)
+        self.lines.extend(textwrap.wrap(", ".join(inner), _WIDTH, initial_indent=pad, subsequent_indent=pad, break_long_words=False))
+        self.line(")", comment)
+
+    def stretch(self, lane: int, actions: list[Action]) -> None:
+        """Actions of one lane that follow each other in host order."""
+        early = [item for item in actions if isinstance(item, Run) and self._early(item)]
+        self.title(lane, early or actions)
+        after_loss = bool(early)
+        many = len(self.schedule.lanes) > 1
+        if many and lane != 0:
+            self.line(f"with lane({lane}):")
+            self.depth += 1
+        for action in actions:
+            if isinstance(action, Run):
+                task = self.schedule.tasks.by_name[action.task]
+                if after_loss and task.kind not in ("forward", "loss"):
+                    self.title(lane, [item for item in actions if not (isinstance(item, Run) and self._early(item))])
+                after_loss = task.kind in ("forward", "loss")
+                self.task(task, lane)
+            elif isinstance(action, Free):
+                names = sorted(action.values, key=lambda item: (item.lstrip("abcdefghijklmnopqrstuvwxyzEWP_"), item))
+                for index in range(0, len(names), 12):
+                    self.line("del " + ", ".join(names[index : index + 12]))
+            elif isinstance(action, Record):
+                self.line(f"record({action.event!r})")
+            elif isinstance(action, Wait):
+                self.line(f"wait({action.event!r})")
+        if many and lane != 0:
+            self.depth -= 1
+
+    def title(self, lane: int, actions: list[Action]) -> None:
+        """A blank line and a heading over what follows."""
+        self.line("")
+        text = f"-- lane {lane}: {_summary(self.schedule, actions)} "
+        self.line("# " + text + "-" * max(3, 100 - len(text)))
+
+    def _early(self, action: Run) -> bool:
+        return self.schedule.tasks.by_name[action.task].kind in ("forward", "loss")
+
+    def task(self, task: Task, lane: int) -> None:
+        region = self.plan.regions.regions[task.region]
+        heading = _heading(self.plan.regions.graph.by_name, region, task, self.plan.outgoing, self.plan.incoming)
+        key = f"{task.kind == 'forward'}:{task.group if task.kind != 'forward' else task.name}"
+        if heading and key not in self.headed:
+            self.headed.add(key)
+            self.line("# " + heading[0], heading[1]) if heading[1] else self.line("# " + heading[0])
+        self.first[task.name] = self.start + len(self.lines) + 1
+        for item in task.calls:
+            self.call(item, lane)
+
+    def call(self, item: Call, lane: int) -> None:
+        def read(value: str) -> ast.expr:
+            if value[1:2] == "[" and value[:1] in "PE":
+                stored = ast.Subscript(ast.Name(value[0], ast.Load()), ast.Constant(value[2:-1]), ast.Load())
+                return call("here", [stored]) if (value, lane) in self.copied else stored
+            plain_name = ast.Name(value, ast.Load())
+            return call("here", [plain_name]) if (value, lane) in self.copied else plain_name
+
+        if item.function == "after":
+            return
+        if item.function == "check":
+            self.line(unparsed(call("check", [argument(value, read) for value in item.args])))
+        elif item.function == "optimise":
+            store, delta = item.args[0], item.args[1]
+            assert hasattr(store, "name") and hasattr(delta, "name")
+            written = [ast.Name(store.name[0], ast.Load()), ast.Constant(store.name[2:-1]), read(delta.name)]
+            self.line(unparsed(call("optimise", [*written, ast.Name("lr", ast.Load())])))
+        elif item.function.startswith("rules."):
+            for target, expression in rule_lines(item, read, item.results[0]):
+                kind = item.types[0] if target == item.results[0] and item.types else None
+                self.statement(target, expression, str(kind) if kind else "")
+        else:
+            args = [argument(value, read) for value in item.args]
+            written_call = operator_call(item.function, args, {key: argument(value, read) for key, value in item.kwargs})
+            kinds = [kind for kind, result in zip(item.types, item.results, strict=False) if kind is not None and result]
+            results = ", ".join(result or "_" for result in item.results)
+            self.statement(results, written_call, _comment(kinds))
+
+
+def _comment(kinds: list[TensorType]) -> str:
+    return str(kinds[0]) if kinds else ""
+
+
+def _summary(schedule: Schedule, actions: list[Action]) -> str:
+    """What a stretch of a lane does, in a few words."""
+    kinds: dict[str, dict[int, None]] = {}
+    for action in actions:
+        if isinstance(action, Run):
+            task = schedule.tasks.by_name[action.task]
+            kinds.setdefault(task.kind, {})[task.region] = None
+    parts = []
+    if "forward" in kinds:
+        parts.append("forward, loss" if "loss" in kinds else "forward")
+    for kind, word in (("target", "targets"), ("update", "updates")):
+        regions = [f"r{number}" for number in kinds.get(kind, ())]
+        if regions:
+            shown = ", ".join(regions[:8]) + (f" and {len(regions) - 8} more" if len(regions) > 8 else "")
+            parts.append(f"{word} of {shown}")
+    if "buffer" in kinds:
+        parts.append("buffers")
+    return "; ".join(parts) or "wait for all lanes"
+
+
+def _heading(
+    operators: dict[str, object], region: Region, task: Task, outgoing: object, incoming: dict[int, tuple[object, ...]]
+) -> tuple[str, str] | None:
+    """The comment above a task: what it is, and the model's own line."""
+    if task.kind == "forward":
+        modules: dict[str, None] = {}
+        for name in region.operators:
+            operator = operators[name]
+            path, kind = getattr(operator, "module", ""), getattr(operator, "module_class", "")
+            if path:
+                modules[f"{plain(path)} {plain(kind)}"] = None
+        shown = list(modules)
+        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+        return f"r{region.id}: {', '.join(shown[:6]) or region.kind}{more}", plain(region.line)
+    if task.kind == "displace":
+        sources = ", ".join(f"r{getattr(edge, 'source', '')}" for edge in incoming.get(region.id, ()))
+        return f"r{region.id}: target, from {sources}", ""
+    if task.kind == "update":
+        return f"r{region.id}: update", ""
+    if task.kind == "optimise" and task.group.startswith("optimise:"):
+        return f"a parameter that several layers share: {plain(task.group.partition(':')[2])}", ""
+    return None

@@ -1,0 +1,335 @@
+"""WiringPlan → TaskGraph: one training step as tasks, each with what it reads and writes.
+
+Before:  regions and error edges.
+After:   forward tasks region by region, the loss with e_L, and for every region that an error reaches: displace
+         (d = E e_j, Eq. 3), target (y = φ(h − β d), Eq. 3), error (e = mismatch(z, y), Eq. 4), update (ΔW, Eq. 5, and ΔE,
+         Eq. 6) and optimise. A parameter that several regions share is optimised once, from the sum. Two tasks that
+         touch the same storage, one of them writing, are ordered by an edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from reclra_graph.ir.operators import Argument, Operator, OperatorGraph, Ref, TensorType, references
+from reclra_graph.ir.regions import Region
+from reclra_graph.ir.tasks import Call, Task, TaskGraph
+from reclra_graph.ir.wiring import Edge, WiringPlan
+from reclra_graph.passes.names import Namer, value_names
+from reclra_graph.rules.operators import short
+from reclra_graph.rules.table import ERROR, carry, update
+
+_LOSSES = {"cross-entropy": "cross_entropy", "mse": "mse", "bce-with-logits": "bce_with_logits"}
+
+
+def lower(plan: WiringPlan) -> TaskGraph:
+    """The task graph of one step: tasks in an order in which they can run."""
+    return _Lowering(plan).result()
+
+
+@dataclass
+class _Lowering:
+    plan: WiringPlan
+    tasks: list[Task] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.graph: OperatorGraph = self.plan.regions.graph
+        self.regions = self.plan.regions.regions
+        self.names, self.namer = value_names(self.plan.regions)
+        self.users = self.graph.users
+        self.errors: dict[int, str] = {}
+        self.shared: dict[str, list[str]] = {}
+        owners: dict[str, int] = {}
+        for region in self.regions:
+            for key in region.parameters:
+                owners[key] = owners.get(key, 0) + 1
+        self.tied = {key for key, count in owners.items() if count > 1}
+
+    def result(self) -> TaskGraph:
+        late = self._bookkeeping()
+        for region in self.regions:
+            self._forward(region, late)
+        self._loss()
+        levels = self.plan.level
+        order = sorted(levels, key=lambda number: (levels[number], -number))
+        for number in order[1:]:
+            self._target(self.regions[number])
+        for number in order:
+            self._update(self.regions[number])
+        self._tied()
+        self._buffers(late)
+        return TaskGraph(self.plan, tuple(self.tasks), _edges(self.tasks))
+
+    # -- values -----------------------------------------------------------------------------------------------------
+
+    def _renamed(self, argument: Any) -> Argument:
+        if isinstance(argument, Ref):
+            return Ref(self.names.get(argument.name, argument.name))
+        if isinstance(argument, tuple):
+            return tuple(self._renamed(item) for item in argument)
+        return argument  # type: ignore[no-any-return]
+
+    def _add(self, name: str, kind: str, region: int, group: str, calls: list[Call], cost: int = 0, flops: int = 0) -> None:
+        written = [result for call in calls for result in call.results if result]
+        stored = [_stored(call) for call in calls]
+        written += [item for item in stored if item]
+        read = dict.fromkeys(name for call in calls for name in references(call.args) + references(call.kwargs))
+        made = {result for call in calls for result in call.results}
+        reads = tuple(item for item in read if item not in made and item not in ("_", "B", "beta", "gamma", "lr"))
+        self.tasks.append(Task(name, kind, region, group, tuple(calls), reads, tuple(dict.fromkeys(written)), cost, flops))
+
+    def _bookkeeping(self) -> set[str]:
+        """Operators that only turn an old buffer into its new value (counting batches): done after the loss is checked."""
+        updated = {buffer.updated for buffer in self.graph.buffers if buffer.updated}
+        buffers = {buffer.name for buffer in self.graph.buffers}
+        return {
+            operator.name
+            for operator in self.graph.operators
+            if operator.name in updated and set(operator.reads) <= buffers and not self.users.get(operator.name)
+        }
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def _operator_calls(self, names: tuple[str, ...]) -> list[Call]:
+        calls: list[Call] = []
+        parts: dict[str, dict[int, str]] = {}
+        for name in names:
+            operator = self.graph.by_name[name]
+            if operator.target == "operator.getitem" and self._tuple(operator.reads[0]):
+                index = operator.args[1]
+                assert isinstance(index, int)
+                parts.setdefault(operator.reads[0], {})[index] = self.names[name]
+        for name in names:
+            operator = self.graph.by_name[name]
+            if self.names.get(name) == "B" or (operator.target == "operator.getitem" and self._tuple(operator.reads[0])):
+                continue
+            args, kwargs = self._renamed(operator.args), self._renamed(operator.kwargs)
+            assert isinstance(args, tuple)
+            if operator.types:
+                used = parts.get(name, {})
+                results = tuple(used.get(index, "") for index in range(len(operator.types)))
+                calls.append(Call(operator.target, args, kwargs, results, operator.types, True))  # type: ignore[arg-type]
+            else:
+                calls.append(Call(operator.target, args, kwargs, (self.names[name],), (operator.type,)))  # type: ignore[arg-type]
+        return calls
+
+    def _tuple(self, name: str) -> bool:
+        return name in self.graph.by_name and bool(self.graph.by_name[name].types)
+
+    def _forward(self, region: Region, late: set[str]) -> None:
+        calls = self._operator_calls(tuple(name for name in region.operators if name not in late))
+        if calls:
+            flops = sum(_flops(self.graph, self.graph.by_name[name]) for name in region.operators)
+            self._add(f"forward:{region.id}", "forward", region.id, "forward", calls, 0, flops)
+
+    def _type(self, region: Region) -> TensorType:
+        return self.graph.types[region.post]
+
+    def _loss(self) -> None:
+        output = self.regions[self.plan.regions.output]
+        name = _LOSSES[self.plan.rates.loss]
+        z, y = Ref(self.names[output.post]), Ref("target")
+        kind = self._type(output)
+        sizes: tuple[Argument, ...] = ()
+        if name == "cross_entropy":
+            sizes = (output.shape[0], prod(output.shape[1:]))
+        kappa = self.plan.rates.kappa_of(output.id)
+        error = self.namer.new(f"e{output.id}")
+        first = error if kappa == 1.0 else self.namer.new(f"m{output.id}")
+        inputs = tuple(Ref(self.names[item.name]) for item in self.graph.inputs)
+        calls = [
+            Call(f"rules.loss.{name}", (z, y), (), ("loss",), (TensorType((), kind.dtype),)),
+            Call("check", (Ref("loss"), *inputs)),
+            Call(f"rules.loss.{name}_error", (z, y, *sizes), (), (first,), (kind,)),
+        ]
+        if kappa != 1.0:
+            calls.append(Call("rules.discrepancy.scaled", (Ref(first), kappa), (), (error,), (kind,)))
+        self.errors[output.id] = error
+        self._add("loss", "loss", output.id, f"target:{output.id}", calls, 1, 2 * output.units)
+
+    # -- targets ----------------------------------------------------------------------------------------------------
+
+    def _target(self, region: Region) -> None:
+        rates, kind, number = self.plan.rates, self._type(region), region.id
+        edges = self.plan.incoming[number]
+        group = f"target:{number}"
+        displacement = self.namer.new(f"d{number}")
+        single = len(edges) == 1
+        moved = [displacement if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
+        calls = [self._displace(edge, name, kind) for edge, name in zip(edges, moved, strict=True)]
+        if not single:
+            calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (displacement,), (kind,)))
+        self.moved = getattr(self, "moved", {})
+        self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
+        self._add(f"displace:{number}", "displace", number, group, calls, 0, sum(2 * prod(edge.shape) for edge in edges))
+        h, z, y = self.names[region.pre], self.names[region.post], self.namer.new(f"y{number}")
+        chain = tuple(self._link(region, place) for place in range(len(region.activation)))
+        shift = Call("rules.target.target", (Ref(h), Ref(displacement), Ref("beta"), chain), (), (y,), (kind,))
+        self._add(f"target:{number}", "target", number, group, [shift], 1, 3 * region.units)
+        error = self.errors[number] = self.namer.new(f"e{number}")
+        first = self.namer.new(f"m{number}") if rates.gain else error
+        calls = [
+            Call("rules.discrepancy.mismatch", (Ref(z), Ref(y), rates.norm, rates.kappa_of(number)), (), (first,), (kind,))
+        ]
+        if rates.gain:
+            calls.append(Call("rules.discrepancy.gained", (Ref(first), Ref("beta")), (), (error,), (kind,)))
+        self._add(f"error:{number}", "error", number, group, calls, 0, 2 * region.units)
+
+    def _displace(self, edge: Edge, result: str, kind: TensorType) -> Call:
+        source, target = self.regions[edge.source], self.regions[edge.target]
+        args = (Ref(self.errors[edge.source]), Ref(f"E[{edge.name}]"), source.shape, target.shape)
+        return Call(f"rules.synapse.{edge.form}_displace", args, (), (result,), (kind,))
+
+    def _link(self, region: Region, place: int) -> Argument:
+        """One operator of φ as data: target, arguments with ``Ref("_")`` for what comes before, keyword arguments."""
+        operator = self.graph.by_name[region.activation[place]]
+        before = region.pre if place == 0 else region.activation[place - 1]
+
+        def put(argument: Argument) -> Argument:
+            if isinstance(argument, tuple):
+                return tuple(put(item) for item in argument)
+            return Ref("_") if argument == Ref(before) else argument
+
+        return (operator.target, put(operator.args), put(operator.kwargs))
+
+    # -- updates ----------------------------------------------------------------------------------------------------
+
+    def _update(self, region: Region) -> None:
+        number, group = region.id, f"update:{region.id}"
+        calls: list[Call] = []
+        learned: list[tuple[str, str]] = []
+        if region.learns:
+            calls, learned = self._weights(region)
+        flops = sum(_flops(self.graph, self.graph.by_name[name]) for name in {item.operator for item in region.updates})
+        for edge in self.plan.incoming.get(number, ()):
+            if edge.rule == "eq6":
+                delta = self.namer.new(f"dE_{edge.source}_{edge.target}")
+                calls.append(self._synapse(edge, delta))
+                learned.append((f"E[{edge.name}]", delta))
+                flops += 2 * prod(edge.shape)
+        if not calls:
+            return
+        self._add(f"update:{number}", "update", number, group, calls, 1, flops)
+        steps = [Call("optimise", (Ref(store), Ref(delta), Ref("lr"))) for store, delta in learned]
+        if steps:
+            self._add(f"optimise:{number}", "optimise", number, group, steps)
+
+    def _weights(self, region: Region) -> tuple[list[Call], list[tuple[str, str]]]:
+        """Eq. 5 for every parameter of a region: the calls, and (parameter, delta) for those owned alone."""
+        calls: list[Call] = []
+        learned: list[tuple[str, str]] = []
+        at = {region.pre: self.errors[region.id]}
+        values = {item.key: item for item in self.graph.parameters}
+        for item in region.updates:
+            route = (*item.path, item.operator)
+            for over, value in zip(route, route[1:], strict=False):
+                if value not in at:
+                    at[value] = self._carried(region, over, value, at[over], calls)
+            operator = self.graph.by_name[item.operator]
+            call = update(operator, self.graph, item.position)
+            assert call is not None and call.function == item.rule
+            last = item.parameter.rpartition(".")[2]
+            label = {"weight": "dW", "bias": "db"}.get(last, "dP")
+            delta = self.namer.new(f"{label}{region.id}")
+            args = self._placed(call.args, at[item.operator])
+            calls.append(Call(call.function, args, (), (delta,), (values[item.parameter].type,)))
+            if item.parameter in self.tied or sum(1 for other in region.updates if other.parameter == item.parameter) > 1:
+                self.shared.setdefault(item.parameter, []).append(delta)
+            else:
+                learned.append((f"P[{item.parameter}]", delta))
+        return calls, learned
+
+    def _placed(self, args: tuple[Argument, ...], error: str) -> tuple[Argument, ...]:
+        renamed = self._renamed(tuple(Ref(error) if argument == ERROR else argument for argument in args))
+        assert isinstance(renamed, tuple)
+        return renamed
+
+    def _carried(self, region: Region, over: str, value: str, error: str, calls: list[Call]) -> str:
+        """The error at ``value``, carried back over the operator ``over``."""
+        operator = self.graph.by_name[over]
+        call = carry(operator, self.graph, value)
+        assert call is not None
+        if call.function == "rules.carry.same":
+            return error
+        result = self.namer.new(f"e{region.id}_{short(operator.target).strip('_')}")
+        kind = self.graph.types.get(value)
+        calls.append(Call(call.function, self._placed(call.args, error), (), (result,), (kind,)))
+        return result
+
+    def _synapse(self, edge: Edge, delta: str) -> Call:
+        """γ d eᵀ of Eq. 6 for one edge, in the direction that is subtracted from E; the printed sign adds it."""
+        rates, source, target = self.plan.rates, self.regions[edge.source], self.regions[edge.target]
+        gamma: Argument = Ref("gamma")
+        error, batch = Ref(self.errors[edge.source]), Ref("B")
+        moved, synapse = Ref(self.moved[edge.name]), Ref(f"E[{edge.name}]")
+        kind = (TensorType(edge.shape, self._type(target).dtype),)
+        first = moved if edge.form == "dense" else error
+        rest: tuple[Argument, ...] = (error,) if edge.form == "dense" else (synapse,)
+        descend = rates.sign == "descend"
+        name = f"rules.synapse.{edge.form}_eq6" + ("" if descend else "_printed")
+        return Call(name, (first, *rest, gamma, batch, source.shape, target.shape), (), (delta,), kind)
+
+    def _tied(self) -> None:
+        """Parameters with several contributions: their sum, once all regions that use them are done."""
+        types = {item.key: item.type for item in self.graph.parameters}
+        for number, (key, deltas) in enumerate(sorted(self.shared.items()), start=1):
+            total = self.namer.new(f"dS{number}")
+            calls = [
+                Call("rules.target.total", tuple(Ref(delta) for delta in deltas), (), (total,), (types[key],)),
+                Call("optimise", (Ref(f"P[{key}]"), Ref(total), Ref("lr"))),
+            ]
+            self._add(f"optimise:{key}", "optimise", self.plan.regions.output, f"optimise:{key}", calls)
+
+    def _buffers(self, late: set[str]) -> None:
+        calls = self._operator_calls(tuple(item.name for item in self.graph.operators if item.name in late))
+        for buffer in self.graph.buffers:
+            if buffer.updated is not None:
+                calls.append(Call("aten.copy_.default", (Ref(self.names[buffer.name]), Ref(self.names[buffer.updated]))))
+        if calls:
+            # Read of the loss: running statistics move only after the loss was found finite.
+            calls.append(Call("after", (Ref("loss"),)))
+            self._add("buffers", "buffer", 0, "buffers", calls)
+
+
+def _stored(call: Call) -> str:
+    """Storage that a call writes in place, or nothing."""
+    if call.function in ("aten.copy_.default", "optimise"):
+        written = call.args[0]
+        assert isinstance(written, Ref)
+        return written.name
+    return ""
+
+
+def _edges(tasks: list[Task]) -> tuple[tuple[str, str], ...]:
+    """Order between tasks that touch the same storage, one of them writing: from the order in which they stand."""
+    writer: dict[str, str] = {}
+    readers: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], None] = {}
+    for task in tasks:
+        for name in task.reads:
+            if name in writer and writer[name] != task.name:
+                found[writer[name], task.name] = None
+            readers.setdefault(name, []).append(task.name)
+        for name in task.writes:
+            before = [*readers.get(name, ()), *([writer[name]] if name in writer else [])]
+            for other in before:
+                if other != task.name:
+                    found[other, task.name] = None
+            writer[name], readers[name] = task.name, []
+    return tuple(found)
+
+
+def _flops(graph: OperatorGraph, operator: Operator) -> int:
+    """Floating-point operations per sample: two per weight and output for products, one per output otherwise."""
+    kind = operator.type or next((item for item in operator.types if item is not None), None)
+    if kind is None or not all(isinstance(size, int) for size in kind.shape[1:]):
+        return 0
+    outputs = prod(int(size) for size in kind.shape[1:])
+    name = short(operator.target)
+    if name == "linear" or name.startswith("conv"):
+        weight = operator.args[1]
+        if isinstance(weight, Ref) and weight.name in graph.types:
+            return 2 * outputs * prod(int(size) for size in graph.types[weight.name].shape[1:])
+    return outputs

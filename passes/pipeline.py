@@ -1,0 +1,79 @@
+"""The order of the passes, in one place; every pass is followed by its verifier, always."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from reclra_graph.errors import UsageError
+from reclra_graph.ir.operators import OperatorGraph
+from reclra_graph.ir.program import StepProgram
+from reclra_graph.ir.regions import RegionGraph
+from reclra_graph.options import Options
+from reclra_graph.passes.capture import capture
+from reclra_graph.passes.emit import emit
+from reclra_graph.passes.lower import lower
+from reclra_graph.passes.partition import partition
+from reclra_graph.passes.schedule import schedule
+from reclra_graph.passes.wire import wire
+from reclra_graph.verify import verify
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
+"""Told the name of each pass as it starts."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What a compilation gives: the program (which holds every value before it), the constants that the graph needs
+    beside ``state_dict()``, and the seconds that each pass took, its verifier included."""
+
+    program: StepProgram
+    constants: dict[str, Tensor]
+    seconds: tuple[tuple[str, float], ...]
+
+
+class _Clock:
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.seconds = progress, dict[str, float]()
+
+    def run(self, name: str, work: Callable[[], T]) -> T:
+        if self.progress is not None:
+            self.progress(name)
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+
+
+def compile_model(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], options: Options, progress: Progress | None = None
+) -> Compilation:
+    """All passes over a model. Raises UsageError for impossible options, ModelError for a model that cannot be compiled."""
+    problems = options.problems()
+    if problems:
+        raise UsageError(problems)
+    clock = _Clock(progress)
+    graph, constants = clock.run("capture", lambda: _captured(model, example_inputs))
+    regions = clock.run("partition", lambda: verify(partition(graph)))
+    plan = clock.run("wire", lambda: verify(wire(regions, options)))
+    tasks = clock.run("lower", lambda: verify(lower(plan)))
+    timetable = clock.run("schedule", lambda: verify(schedule(tasks)))
+    program = clock.run("emit", lambda: verify(emit(timetable)))
+    return Compilation(program, constants, tuple(clock.seconds.items()))
+
+
+def explain_model(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> RegionGraph:
+    """Capture and partition only: what ``reclra explain`` reports before anything is built."""
+    graph, _ = _captured(model, example_inputs)
+    return verify(partition(graph))
+
+
+def _captured(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[OperatorGraph, dict[str, Tensor]]:
+    graph, constants = capture(model, example_inputs)
+    return verify(graph), constants

@@ -1,0 +1,150 @@
+"""The fixed parts of the emitted file: its docstring and the few lines that deal with streams, synapses and checks."""
+
+DOCSTRING = '''"""One training step of {model}, without backpropagation.
+
+Recursive local representation alignment (Ororbia, Mali, Kifer, Giles; AAAI 2023): the error at the output travels over
+error synapses E to the regions r1, r2, …; each compares its representation z with a target y = phi(h - beta d) and
+learns from its own mismatch e. Written by reclra-graph {version}; plan {digest}; {wiring} wiring of depth {depth},
+{edges} synapses, {lanes}.{note}
+
+This file needs torch alone, and nothing else of what wrote it:
+
+    import torch, step                        # step.py: this file
+    model = ...                               # the {model} it was compiled for, in train mode
+    P = {state}
+    E = step.synapses(seed={seed})
+    for {inputs}, target in batches:
+        loss = step.step(P, E, {inputs}, target, lr={lr})
+
+P holds the model's parameters and buffers and shares their storage: the model itself learns. Save E beside the model.
+To use another optimiser, pass a function `optimise(store, name, delta, lr)`; delta is a direction of descent, a mean
+over the batch. Names: h pre-activation, z representation, d displacement, y target, e error, dW and db updates.
+"""
+'''
+
+IMPORTS = """
+import contextlib
+import math
+import operator
+
+import torch
+import torch.nn.functional as F
+
+aten = torch.ops.aten
+"""
+
+TABLES = """
+PLAN = {digest!r}
+# Error synapses: name -> (shape, standard deviation at the start, lane that owns it).
+SYNAPSES = {synapses}
+# Inputs: name -> (shape with B for the batch, dtype).
+INPUTS = {inputs}
+LANES = {lanes}
+"""
+
+RUNTIME = '''
+
+class Lanes:
+    """Lanes are CUDA streams, spread over the GPUs present. Without a GPU they are nothing: work runs line by line."""
+
+    streams = {}  # device of lane 0 -> streams of the other lanes
+
+    def __init__(self, device):
+        self.cuda, self.events, self.brought, self.current = device.type == "cuda", {}, {}, 0
+        if self.cuda:
+            if device not in self.streams:
+                self.streams[device] = [torch.cuda.Stream(lane_device(lane, device)) for lane in range(1, LANES)]
+            self.queues = [torch.cuda.current_stream(device), *self.streams[device]]
+
+    @contextlib.contextmanager
+    def lane(self, number):
+        """Queue what follows on a lane."""
+        before, self.current = self.current, number
+        with torch.cuda.stream(self.queues[number]) if self.cuda else contextlib.nullcontext():
+            yield
+        self.current = before
+
+    def record(self, event):
+        """Mark that everything queued on this lane so far is done."""
+        if self.cuda:
+            self.events[event] = torch.cuda.Event()
+            self.events[event].record(self.queues[self.current])
+
+    def wait(self, event):
+        """Let this lane go on only after an event of another; values made there may be read then."""
+        if self.cuda:
+            self.queues[self.current].wait_event(self.events[event])
+            for queue in {torch.cuda.current_stream(other.device) for other in self.queues}:
+                if queue.device != self.queues[self.current].device:  # copies leave on that device's own stream
+                    queue.wait_event(self.events[event])
+
+    def here(self, value):
+        """A value on this lane's device: itself, or a copy made once."""
+        if not self.cuda or value.device == self.queues[self.current].device:
+            return value
+        key = self.current, id(value)
+        if key not in self.brought:
+            self.brought[key] = value.to(self.queues[self.current].device, non_blocking=True), value
+        return self.brought[key][0]
+
+
+def lane_device(lane, device="cpu"):
+    """Device of a lane when lane 0 is on `device`: the GPUs in turn."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return device
+    first = torch.cuda.current_device() if device.index is None else device.index
+    return torch.device("cuda", (first + lane) % torch.cuda.device_count())
+
+
+def synapses(seed=@seed@, device="cpu", dtype=torch.@dtype@):
+    """New error synapses, normally distributed: the same numbers on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, (shape, deviation, lane) in SYNAPSES.items():
+        values = torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
+        made[name] = values.to(lane_device(lane, device), dtype)
+    return made
+
+
+def sgd(store, name, delta, lr):
+    """store[name] <- store[name] - lr * delta"""
+    store[name].sub_(delta.to(store[name].device), alpha=lr)
+
+
+def check_inputs(inputs, target, classes):
+    """Refuse inputs and targets that the step was not compiled for, before anything is computed."""
+    size = next(iter(inputs.values())).shape[0] if next(iter(inputs.values())).dim() else 0
+    for name, (shape, dtype) in INPUTS.items():
+        value = inputs[name]
+        wanted = [size if n == "B" else n for n in shape]
+        if list(value.shape) != wanted or value.dtype != getattr(torch, dtype) or size == 0:
+            given = f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
+            raise ValueError(f"RG601 input {name} is {given}, not {dtype} of shape {list(shape)}")
+@check_target@
+
+def check(loss, *inputs):
+    """Refuse to learn from a loss or an input that is not finite; nothing has been changed yet."""
+    if not torch.isfinite(sum((0 * value.sum() for value in inputs if value.is_floating_point()), loss)):
+        raise FloatingPointError("RG604 the loss or an input is not finite; the parameters are as they were")
+
+'''
+
+CHECK_CLASSES = '''    wanted = [size, *@positions@]
+    if list(target.shape) != wanted or target.dtype != torch.int64:
+        given = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
+        raise ValueError(f"RG602 the target is {given}, not int64 class indices of shape {wanted}")
+    if target.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        low, high = int(target.min()), int(target.max())
+        raise ValueError(f"RG603 classes lie between {low} and {high}, not between 0 and {classes - 1}")
+'''
+
+CHECK_VALUES = '''    wanted = [size, *@positions@]
+    if list(target.shape) != wanted or not target.is_floating_point():
+        given = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
+        raise ValueError(f"RG602 the target is {given}, not floating-point of shape {wanted}")
+'''
+
+CHECK_RANGE = '''    if target.device.type == "cpu" and not bool(((target >= 0) & (target <= 1)).all()):
+        raise ValueError("RG603 targets of binary cross-entropy lie between 0 and 1")
+'''

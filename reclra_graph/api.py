@@ -1,0 +1,108 @@
+"""The Python API: ``compile``, ``load`` and ``assign_grads``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reclra_graph.errors import ModelError, Problem
+from reclra_graph.ir.program import StepProgram
+from reclra_graph.ir.schedule import Schedule
+from reclra_graph.ir.text import digest, from_text
+from reclra_graph.options import Options
+from reclra_graph.passes.pipeline import compile_model
+from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.verify import verify
+
+
+def compile(  # named as torch.compile is
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    gpus: int = 1,
+    depth: int | str = "auto",
+    relays: Sequence[int | str] | None = None,
+    wiring: str | Sequence[str | tuple[int, int]] = "auto",
+    rule: str = "eq6",
+    beta: float = 0.1,
+    gamma: float = 0.01,
+    kappa: Mapping[int, float] | None = None,
+    norm: int = 2,
+    sign: str = "descend",
+    gain: bool = False,
+    loss: str = "cross-entropy",
+    optimizer: str = "sgd",
+    lr: float = 0.1,
+    update: str = "analytic",
+    strict: bool = False,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> CompiledStep:
+    """A training step for ``model`` without backpropagation. The model is not changed, only read.
+
+    example_inputs: a tensor or a tuple of them, as forward() takes them, the batch first; the batch size stays free
+        where the model allows it.
+    gpus: lanes to schedule for. depth: longest error path in edges, or "auto". relays: regions (ids or module paths)
+        that pass errors on. wiring: "auto", "flat", "chain", "blocks", or edges as "9->5" or (9, 5).
+    rule: learning of the error synapses, "eq6" or "fixed". beta, gamma: β and γ of the rule. kappa: region id → κ_i.
+    norm: p = q of the discrepancy, 2 or 1. sign: of Eq. 6, "descend" or "printed". gain: divide e_i by β.
+    loss: "cross-entropy", "mse" (half the squared distance) or "bce-with-logits". optimizer, lr: of ``step(x, target)``.
+    update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
+    progress: told the name of each pass as it starts.
+
+    Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    edges = wiring if isinstance(wiring, str) else tuple(_edge(item) for item in wiring)
+    options = Options(
+        gpus, depth, None if relays is None else tuple(relays), edges, rule, beta, gamma, tuple(sorted((kappa or {}).items())),
+        norm, sign, gain, loss, optimizer, lr, update, strict, seed,
+    )  # fmt: skip
+    found = compile_model(model, inputs, options, progress)
+    return CompiledStep(model, found.program, found.constants, found.seconds)
+
+
+def _edge(item: str | tuple[int, int]) -> str:
+    return item if isinstance(item, str) else "->".join(str(end) for end in item)
+
+
+def load(directory: str | Path, model: nn.Module) -> CompiledStep:
+    """A step that ``step.save(directory)`` wrote, bound to ``model``: step.py as it stands there, edited or not.
+
+    Raises ModelError: RG702 where files are missing or damaged, RG605 where the model is another.
+    """
+    folder = Path(directory)
+    try:
+        source = (folder / "step.py").read_text(encoding="utf-8")
+        timetable = from_text((folder / "schedule.txt").read_text(encoding="utf-8"))
+        saved = torch.load(folder / "synapses.pt", map_location="cpu", weights_only=True)
+        held = folder / "constants.pt"
+        constants = torch.load(held, map_location="cpu", weights_only=True) if held.exists() else {}
+    except Exception as error:  # a damaged file can fail in any way inside its reader
+        cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ModelError(Problem("RG702", f"cannot read the saved step: {cause}", str(folder))) from error
+    if not isinstance(timetable, Schedule) or not isinstance(saved, dict):
+        raise ModelError(Problem("RG702", "schedule.txt holds no schedule, or synapses.pt no synapses", str(folder)))
+    verify(timetable)
+    step = CompiledStep(model, StepProgram(timetable, source, (), digest(timetable)), constants)
+    step.load_state_dict(saved)
+    return step
+
+
+def assign_grads(step: CompiledStep, inputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+    """Compute one step's updates and put them into ``.grad`` instead of applying them; returns the loss.
+
+    ``.grad`` of every parameter that learns, and of every synapse, is set (not added to) to its direction of descent,
+    a mean over the batch: any torch optimiser, scheduler or clipping can go on from there. Pass
+    ``step.synapses.values()`` to the optimiser as well, or leave them out to keep them fixed.
+    """
+    loss, parameters, synapses = step.deltas(inputs, target)
+    for name, parameter in step.model.named_parameters():
+        if name in parameters:
+            parameter.grad = parameters[name]
+    for name, delta in synapses.items():
+        step.synapses[name].grad = delta
+    return loss

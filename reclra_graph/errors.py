@@ -1,0 +1,114 @@
+"""Every error a user can meet, with its code, cause, place and remedy.
+
+    Exception
+    └── ReclraError                 one or more coded problems, all found at once
+        ├── UsageError              wrong options: exit status 2 on the command line
+        ├── ModelError              the model cannot be compiled: exit status 1
+        ├── VerificationError       a verifier found a broken invariant (a bug here, or an edited plan)
+        └── StepError               a training step refused its input, or met a loss that is not finite
+
+A code never changes its meaning. ``docs/errors.md`` has a paragraph for each; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+CODES: dict[str, tuple[str, str]] = {
+    # code: (name, remedy)
+    "RG101": ("file-not-found", "Check the path; a model file is a Python file that offers `model` or `build_model()`."),
+    "RG102": ("not-python", "Give a .py file that Python can parse, or `package.module:factory`."),
+    "RG103": ("import-failed", "Run the file by itself with `python FILE` and mend what it raises."),
+    "RG104": ("no-model", "Define `model = ...` (an nn.Module) or `def build_model()` at the top level of the file."),
+    "RG105": ("several-models", "Name one of them `model`, or offer a `build_model()`."),
+    "RG106": ("no-example-inputs", "Define `example_inputs = (tensor, ...)` in the file, or pass `--input 64x1x28x28`."),
+    "RG107": ("bad-example-inputs", "Example inputs are a tuple of tensors, the first dimension of each being the batch."),
+    "RG108": ("bad-input-shape", "Write a shape as numbers joined by x, e.g. `--input 64x1x28x28`."),
+    "RG109": ("factory-failed", "Call the factory by itself and mend what it raises; it must return an nn.Module."),
+    "RG201": ("inputs-rejected", "Call `model(*example_inputs)` by itself; it must run in train mode."),
+    "RG202": ("capture-failed", "The line shown could not be traced; move data-dependent Python out of forward()."),
+    "RG203": ("unsupported-output", "Return one tensor whose first dimension is the batch."),
+    "RG204": ("unsupported-value", "Only tensors and numbers can travel through a compiled step."),
+    "RG205": ("custom-operator", "Only PyTorch's own operators run in a file that imports torch alone."),
+    "RG301": ("no-parameters", "There is nothing to train: give a model with parameters."),
+    "RG302": ("nothing-learns", "Set requires_grad on the parameters that should learn, in layers that reach the output."),
+    "RG303": ("no-update-rule", "Rewrite the line with a layer that has a rule (docs/limits.md lists them), or freeze it."),
+    "RG304": ("local-vjp-refused", "Drop strict=True, or rewrite the layer with operators that have an analytic rule."),
+    "RG305": ("batch-not-leading", "Keep the batch as the first dimension of every layer's output."),
+    "RG401": ("bad-gpus", "Ask for at least one GPU: `--gpus 1`."),
+    "RG402": ("bad-depth", "Choose a depth between 1 and the number of regions below the output."),
+    "RG403": ("bad-relays", "Name relays by region id or module path, as `reclra explain` and plan.json list them."),
+    "RG404": ("bad-wiring", 'Use "auto", "flat", "chain", "blocks", or edges such as ["9->5", "5->4"].'),
+    "RG405": ("bad-option", "Use one of the values listed."),
+    "RG406": ("bad-target", "Give targets as the loss expects them."),
+    "RG407": ("dead-region", "Give the region an incoming error edge, so that it is reached from the output."),
+    "RG408": ("error-cycle", "Error edges must form no cycle: an error never returns to its source."),
+    "RG501": ("invariant-broken", "This is a bug in reclra-graph (or an edited file); please report it with the model."),
+    "RG601": ("input-shape", "Feed inputs with the shapes and dtypes that the step was compiled for."),
+    "RG602": ("target-shape", "Feed targets with the shape and dtype that the loss expects."),
+    "RG603": ("target-range", "Class indices lie between 0 and the number of classes minus one."),
+    "RG604": ("not-finite", "Look for NaN in the data, or lower lr; the parameters are as they were before this step."),
+    "RG605": ("different-model", "Load the plan with the model that it was compiled for."),
+    "RG701": ("unwritable", "Choose another folder with --out, or change its permissions."),
+    "RG702": ("bad-saved-step", "Save the step again with `step.save(dir)`."),
+    "RG703": ("missing-data", "Give --data a folder that holds the data set's official files."),
+    "RG704": ("bad-data", "The file is damaged or is not what its name says; fetch it again."),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what (code, cause), where (place), and what to do (remedy)."""
+
+    code: str
+    cause: str
+    place: str = ""
+    remedy: str = ""
+
+    @property
+    def name(self) -> str:
+        """The code's name, e.g. ``file-not-found``."""
+        return CODES[self.code][0]
+
+    @property
+    def advice(self) -> str:
+        """The remedy given, or else the code's own."""
+        return self.remedy or CODES[self.code][1]
+
+    def __str__(self) -> str:
+        where = f"\n    at: {self.place}" if self.place else ""
+        return f"{self.code} {self.name}: {self.cause}{where}\n    do: {self.advice}"
+
+
+class ReclraError(Exception):
+    """Base of all errors raised on purpose; ``problems`` holds every one found, not only the first."""
+
+    exit_status = 1
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of all problems, in the order they were found."""
+        return tuple(problem.code for problem in self.problems)
+
+
+class UsageError(ReclraError):
+    """Options that cannot be meant: exit status 2."""
+
+    exit_status = 2
+
+
+class ModelError(ReclraError):
+    """The model, or the file it comes from, cannot be compiled."""
+
+
+class VerificationError(ReclraError):
+    """A value between two passes breaks an invariant; the place names the offending part."""
+
+
+class StepError(ReclraError, ValueError):
+    """A training step was refused before anything was changed."""

@@ -1,0 +1,182 @@
+"""OperatorGraph: the model as a functional operator graph, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+from reclra_graph.ir.text import register
+
+Dim: TypeAlias = int | str
+"""A size: a number, or an expression in the batch size ``B`` such as ``"B"`` or ``"4*B"``."""
+
+BATCH = "B"
+
+
+@register
+@dataclass(frozen=True)
+class TensorType:
+    """Shape and dtype of a tensor; ``dtype`` as torch names it, e.g. ``"float32"``."""
+
+    shape: tuple[Dim, ...]
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        short = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "int64": "i64", "int32": "i32"}
+        return f"{short.get(self.dtype, self.dtype)}[{', '.join(str(size) for size in self.shape)}]"
+
+
+@register
+@dataclass(frozen=True)
+class Ref:
+    """An argument that is another value of the graph."""
+
+    name: str
+
+
+@register
+@dataclass(frozen=True)
+class TorchConstant:
+    """An argument that torch names: ``TorchConstant("float32")`` is ``torch.float32``."""
+
+    name: str
+
+
+@register
+@dataclass(frozen=True)
+class DeviceArgument:
+    """An argument that is a device; it is always the device of the step's own input."""
+
+
+Argument: TypeAlias = "Ref | TorchConstant | DeviceArgument | int | float | bool | str | None | tuple[Argument, ...]"
+
+
+def references(argument: Argument | tuple[tuple[str, Argument], ...]) -> tuple[str, ...]:
+    """Names of the values an argument (or a tuple of them) refers to, in order, with repeats."""
+    if isinstance(argument, Ref):
+        return (argument.name,)
+    if isinstance(argument, tuple):
+        return tuple(name for item in argument for name in references(item))
+    return ()
+
+
+@register
+@dataclass(frozen=True)
+class Operator:
+    """One operator and the value it defines.
+
+    ``target`` is an ATen overload (``"aten.linear.default"``) or a Python operator (``"operator.getitem"``).
+    ``type`` is None where the value is no single tensor (a size, or a tuple taken apart by getitem); ``types`` then
+    holds the tensors of the tuple, None for unused ones.
+    ``module`` is the path of the module that ran it, ``line`` the user's own source line (``"net.py:12"``).
+    """
+
+    name: str
+    target: str
+    args: tuple[Argument, ...] = ()
+    kwargs: tuple[tuple[str, Argument], ...] = ()
+    type: TensorType | None = None
+    types: tuple[TensorType | None, ...] = ()
+    module: str = ""
+    module_class: str = ""
+    line: str = ""
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the values read, in order of first use."""
+        return tuple(dict.fromkeys(references(self.args) + references(self.kwargs)))
+
+
+@register
+@dataclass(frozen=True)
+class Input:
+    """One tensor argument of forward()."""
+
+    name: str
+    type: TensorType
+
+
+@register
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter: the value's name in the graph, its key in ``state_dict()``, and the keys tied to it."""
+
+    name: str
+    key: str
+    type: TensorType
+    learns: bool = True
+    tied: tuple[str, ...] = ()
+
+
+@register
+@dataclass(frozen=True)
+class Buffer:
+    """A buffer; ``updated`` names the value that replaces it at the end of a step. Not ``persistent``, or ``constant``:
+    it is not in ``state_dict()`` and travels with the step instead."""
+
+    name: str
+    key: str
+    type: TensorType
+    updated: str | None = None
+    constant: bool = False
+
+
+@register
+@dataclass(frozen=True)
+class OperatorGraph:
+    """A functional operator graph in train mode: what one forward pass computes.
+
+    ``batch`` is ``"B"`` where the batch size is free, else the one size the graph is right for. ``frontend`` says how
+    it was captured. ``operators`` stand in an order in which they can run.
+    """
+
+    model: str
+    frontend: str
+    batch: Dim
+    inputs: tuple[Input, ...]
+    parameters: tuple[Parameter, ...]
+    buffers: tuple[Buffer, ...]
+    operators: tuple[Operator, ...]
+    output: str
+    modules: tuple[tuple[str, str], ...] = ()
+    """(path, class) of every sub-module, in ``named_modules()`` order: where blocks are found."""
+
+    @cached_property
+    def by_name(self) -> dict[str, Operator]:
+        """Operators by the value they define."""
+        return {operator.name: operator for operator in self.operators}
+
+    @cached_property
+    def types(self) -> dict[str, TensorType]:
+        """Type of every single-tensor value: inputs, parameters, buffers, operators."""
+        table = {item.name: item.type for item in (*self.inputs, *self.parameters, *self.buffers)}
+        table.update({operator.name: operator.type for operator in self.operators if operator.type is not None})
+        return table
+
+    @cached_property
+    def users(self) -> dict[str, tuple[str, ...]]:
+        """For every value, the operators that read it, in order."""
+        table: dict[str, list[str]] = {name: [] for name in self.types}
+        for operator in self.operators:
+            for name in operator.reads:
+                table.setdefault(name, []).append(operator.name)
+        return {name: tuple(users) for name, users in table.items()}
+
+    @cached_property
+    def parameter_names(self) -> frozenset[str]:
+        """Value names of all parameters."""
+        return frozenset(item.name for item in self.parameters)
+
+    @cached_property
+    def without_data(self) -> frozenset[str]:
+        """Values that do not come from the input: parameters, buffers, and sizes."""
+        fixed = {item.name for item in (*self.parameters, *self.buffers)}
+        return frozenset(fixed | {item.name for item in self.operators if item.type is None and not item.types})
+
+    def sample_shape(self, name: str) -> tuple[int, ...] | None:
+        """Sizes of a value without its leading batch dimension, or None where the batch does not lead."""
+        shape = self.types[name].shape if name in self.types else ()
+        if not shape or shape[0] != self.batch or not all(isinstance(size, int) for size in shape[1:]):
+            return None
+        return tuple(int(size) for size in shape[1:])

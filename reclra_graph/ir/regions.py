@@ -1,0 +1,106 @@
+"""RegionGraph: the operators grouped into the pieces that learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from reclra_graph.ir.operators import OperatorGraph
+from reclra_graph.ir.text import register
+
+
+@register
+@dataclass(frozen=True)
+class Update:
+    """How one parameter learns from its region's error.
+
+    ``operator`` reads the parameter as argument number ``position``; ``rule`` names the closed form in
+    ``reclra_graph.rules.updates``. ``path`` lists the operators between that operator and the pre-activation, nearest
+    to the pre-activation first: the error is carried back over them by ``reclra_graph.rules.carry``.
+    """
+
+    parameter: str
+    operator: str
+    position: int
+    rule: str
+    path: tuple[str, ...] = ()
+
+
+@register
+@dataclass(frozen=True)
+class Region:
+    """A piece of the operator graph whose output carries error neurons.
+
+    ``pre`` is h_i, ``post`` is z_i, both value names; ``activation`` lists the operators of φ_i from one to the other
+    (none: the identity). ``operators`` holds all of the region's operators in order, also those behind z_i that carry
+    no error neurons (pooling, reshapes). ``shape`` is h_i's, without the batch. Region 0 is the input: it has no error
+    neurons. ``name`` is the module path of the parametrised operator; ``block`` the module that repeats and holds it.
+    ``kind``: ``"input"``, ``"layer"`` (has parameters) or ``"output"`` (has none; carries the loss's error).
+    """
+
+    id: int
+    name: str
+    kind: str
+    operators: tuple[str, ...]
+    pre: str
+    activation: tuple[str, ...]
+    post: str
+    shape: tuple[int, ...]
+    updates: tuple[Update, ...] = ()
+    block: str = ""
+    ends_block: bool = False
+    line: str = ""
+
+    @property
+    def learns(self) -> bool:
+        """Whether a parameter of the region is updated."""
+        return bool(self.updates)
+
+    @property
+    def units(self) -> int:
+        """Number of error neurons per sample."""
+        return prod(self.shape)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Keys of the parameters that learn here."""
+        return tuple(dict.fromkeys(update.parameter for update in self.updates))
+
+
+@register
+@dataclass(frozen=True)
+class RegionGraph:
+    """All operators of ``graph``, each in exactly one region; ids follow an order in which the regions can run.
+
+    ``frozen`` lists (parameter key, reason) for every parameter that is not updated.
+    """
+
+    graph: OperatorGraph
+    regions: tuple[Region, ...]
+    output: int
+    frozen: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def region_of(self) -> dict[str, int]:
+        """Region id of every operator; model inputs belong to region 0."""
+        table = {operator: region.id for region in self.regions for operator in region.operators}
+        table.update({item.name: 0 for item in self.graph.inputs})
+        return table
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(producer, consumer) pairs of the quotient graph, sorted."""
+        owner = self.region_of
+        pairs = {
+            (owner[name], owner[operator.name])
+            for operator in self.graph.operators
+            for name in operator.reads
+            if name in owner and owner[name] != owner[operator.name]
+        }
+        return tuple(sorted(pairs))
+
+    @cached_property
+    def sites(self) -> tuple[int, ...]:
+        """Ids of the regions with error neurons: all but the input, in order."""
+        return tuple(region.id for region in self.regions if region.kind != "input")

@@ -1,0 +1,68 @@
+"""TaskGraph: one training step as tasks with declared reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from reclra_graph.ir.operators import Argument, TensorType
+from reclra_graph.ir.text import register
+from reclra_graph.ir.wiring import WiringPlan
+
+KINDS = ("forward", "loss", "displace", "target", "error", "update", "optimise", "buffer")
+
+
+@register
+@dataclass(frozen=True)
+class Call:
+    """One line of the step: ``results = function(args, kwargs)``.
+
+    ``function`` is an operator's target (``"aten.linear.default"``) or a rule's name (``"rules.target"``).
+    An empty name in ``results`` is a part of a tuple that nobody reads; no results: it writes in place.
+    """
+
+    function: str
+    args: tuple[Argument, ...]
+    kwargs: tuple[tuple[str, Argument], ...] = ()
+    results: tuple[str, ...] = ()
+    types: tuple[TensorType | None, ...] = ()
+    unpack: bool = False
+    """Whether the function returns a tuple that ``results`` takes apart."""
+
+
+@register
+@dataclass(frozen=True)
+class Task:
+    """A piece of work that runs on one lane without interruption.
+
+    ``reads`` and ``writes`` name storage: a value (``"z3"``), ``P[key]`` for a parameter or buffer, ``E[9->5]`` for a
+    synapse. ``group`` names the tasks that belong on one lane together; ``cost`` is in units of the unit-cost model,
+    ``flops`` and ``bytes`` are per sample where they scale with the batch.
+    """
+
+    name: str
+    kind: str
+    region: int
+    group: str
+    calls: tuple[Call, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    cost: int = 0
+    flops: int = 0
+    bytes: int = 0
+
+
+@register
+@dataclass(frozen=True)
+class TaskGraph:
+    """All tasks of a step, in an order in which they can run, and the order they must keep."""
+
+    plan: WiringPlan
+    tasks: tuple[Task, ...]
+    edges: tuple[tuple[str, str], ...]
+    """(before, after) pairs: every pair of tasks that touch the same storage, one of them writing, is ordered."""
+
+    @cached_property
+    def by_name(self) -> dict[str, Task]:
+        """Tasks by name."""
+        return {task.name: task for task in self.tasks}

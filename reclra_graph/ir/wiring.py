@@ -1,0 +1,132 @@
+"""WiringPlan: which region sends its error to which, and how everything learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from reclra_graph.ir.regions import RegionGraph
+from reclra_graph.ir.text import register
+
+
+@register
+@dataclass(frozen=True)
+class Edge:
+    """An error synapse E_{source→target}.
+
+    ``form`` ``"dense"``: shape (units of target, units of source). ``"channel"``: (channels of target, channels of
+    source), shared over positions. ``rule`` is the synapse's own learning rule.
+    """
+
+    source: int
+    target: int
+    form: str
+    rule: str
+    shape: tuple[int, int]
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """``"9->5"``: the key of the synapse everywhere."""
+        return f"{self.source}->{self.target}"
+
+
+@register
+@dataclass(frozen=True)
+class Candidate:
+    """A wiring that was considered. ``makespan`` and ``makespan_one`` are in the unit-cost model (a target and an
+    update cost 1 each) on the GPUs asked for and on one."""
+
+    name: str
+    depth: int
+    relays: tuple[int, ...]
+    makespan: int
+    makespan_one: int
+    bytes: int
+    path: int
+    """Sum over all regions of the length of their error path, in edges."""
+    chosen: bool = False
+
+
+@register
+@dataclass(frozen=True)
+class Rates:
+    """The numbers and choices of the rule (ALGORITHM: β, γ, κ, p = q, sign of Eq. 6), the loss and the optimiser."""
+
+    beta: float = 0.1
+    gamma: float = 0.01
+    kappa: tuple[tuple[int, float], ...] = ()
+    """(region id, κ_i) where κ_i is not 1."""
+    norm: int = 2
+    """p = q of Eq. 2: 2 gives z − y, 1 gives sign(z − y)."""
+    sign: str = "descend"
+    """Sign of the Eq. 6 update of E: ``"descend"`` shrinks D, ``"printed"`` is the paper's other reading."""
+    gain: bool = False
+    """Divide e_i by β before it is passed on and used (keeps errors from shrinking with depth)."""
+    loss: str = "cross-entropy"
+    optimizer: str = "sgd"
+    lr: float = 0.1
+
+    def kappa_of(self, region: int) -> float:
+        """κ of a region; 1 unless set."""
+        return dict(self.kappa).get(region, 1.0)
+
+
+@register
+@dataclass(frozen=True)
+class WiringPlan:
+    """The error pathway over a region graph.
+
+    ``relays`` are the regions that pass their error on (the output apart), ascending; ``depth`` is the longest error
+    path from the output in edges. ``update`` has one entry per learning region: ``"analytic"`` or ``"local_vjp"``.
+    """
+
+    regions: RegionGraph
+    gpus: int
+    wiring: str
+    depth: int
+    relays: tuple[int, ...]
+    edges: tuple[Edge, ...]
+    update: tuple[tuple[int, str], ...]
+    rates: Rates
+    candidates: tuple[Candidate, ...] = ()
+    why: str = ""
+    seed: int = 0
+
+    @cached_property
+    def incoming(self) -> dict[int, tuple[Edge, ...]]:
+        """Error edges that arrive at each region, by source, highest first."""
+        table: dict[int, list[Edge]] = {}
+        for edge in sorted(self.edges, key=lambda item: (-item.source, item.target)):
+            table.setdefault(edge.target, []).append(edge)
+        return {region: tuple(edges) for region, edges in table.items()}
+
+    @cached_property
+    def outgoing(self) -> dict[int, tuple[Edge, ...]]:
+        """Error edges that leave each region, by target, highest first."""
+        table: dict[int, list[Edge]] = {}
+        for edge in sorted(self.edges, key=lambda item: -item.target):
+            table.setdefault(edge.source, []).append(edge)
+        return {region: tuple(edges) for region, edges in table.items()}
+
+    @cached_property
+    def level(self) -> dict[int, int]:
+        """Longest error path from the output to each region that is reached, in edges; the output is at 0."""
+        levels = {self.regions.output: 0}
+        waiting = dict.fromkeys((edge.target for edge in self.edges), 0)
+        for edge in self.edges:
+            waiting[edge.target] += 1
+        ready = [self.regions.output]
+        while ready:
+            source = ready.pop()
+            for edge in self.outgoing.get(source, ()):
+                levels[edge.target] = max(levels.get(edge.target, 0), levels[source] + 1)
+                waiting[edge.target] -= 1
+                if waiting[edge.target] == 0:
+                    ready.append(edge.target)
+        return levels
+
+    @cached_property
+    def update_of(self) -> dict[int, str]:
+        """Update rule of each learning region."""
+        return dict(self.update)

@@ -1,0 +1,85 @@
+"""The options of a compilation, and their check: everything wrong is found at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from reclra_graph.errors import Problem
+
+WIRINGS = ("auto", "flat", "chain", "blocks")
+SYNAPSE_RULES = ("eq6", "fixed")
+SIGNS = ("descend", "printed")
+LOSSES = ("cross-entropy", "mse", "bce-with-logits")
+OPTIMIZERS = ("sgd",)
+UPDATES = ("analytic", "local_vjp")
+
+Wiring: TypeAlias = str | tuple[str, ...]
+"""A wiring's name, or its edges such as ``("9->5", "5->4")``."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``rg.compile`` and ``reclra-compile`` take beside the model and its example inputs.
+
+    gpus: lanes to schedule for (≥ 1). depth: longest error path in edges, or "auto". relays: region ids or module
+    paths that pass errors on, or None to choose. wiring: "auto", "flat", "chain", "blocks", or edges. rule: learning
+    rule of the error synapses. beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see
+    ``reclra_graph.ir.wiring.Rates``. update: how regions learn, "analytic" where a closed form exists, or
+    "local_vjp" everywhere. strict: refuse local_vjp. lr: of the optimiser and of the synapses. seed: of the synapses.
+    synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel").
+    """
+
+    gpus: int = 1
+    depth: int | str = "auto"
+    relays: tuple[int | str, ...] | None = None
+    wiring: Wiring = "auto"
+    rule: str = "eq6"
+    beta: float = 0.1
+    gamma: float = 0.01
+    kappa: tuple[tuple[int, float], ...] = ()
+    norm: int = 2
+    sign: str = "descend"
+    gain: bool = False
+    loss: str = "cross-entropy"
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    update: str = "analytic"
+    strict: bool = False
+    seed: int = 0
+    synapse_entries: int = 1 << 22
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything that is wrong with the options themselves, whatever the model."""
+        found: list[Problem] = []
+        if not _whole(self.gpus) or self.gpus < 1:
+            found.append(Problem("RG401", f"gpus is {self.gpus!r}, not a whole number of at least 1", "gpus"))
+        if self.depth != "auto" and (not _whole(self.depth) or int(self.depth) < 1):
+            found.append(Problem("RG402", f"depth is {self.depth!r}, not 'auto' or a whole number of at least 1", "depth"))
+        if isinstance(self.wiring, str) and self.wiring not in WIRINGS and "->" not in self.wiring:
+            found.append(Problem("RG404", f"there is no wiring named {self.wiring!r}", "wiring"))
+        for name, value, allowed in (
+            ("rule", self.rule, SYNAPSE_RULES),
+            ("sign", self.sign, SIGNS),
+            ("loss", self.loss, LOSSES),
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("update", self.update, UPDATES),
+            ("norm", self.norm, (1, 2)),
+        ):
+            if value not in allowed:
+                choices = ", ".join(repr(item) for item in allowed)
+                found.append(Problem("RG405", f"{name} is {value!r}", name, f"Choose one of {choices}."))
+        numbers = (("beta", self.beta, True), ("gamma", self.gamma, False), ("lr", self.lr, False))
+        for name, number, positive in numbers:
+            good = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+            if not good or number < 0 or (positive and number == 0):
+                wanted = "a number above 0" if positive else "a number of at least 0"
+                found.append(Problem("RG405", f"{name} is {number!r}", name, f"Give {wanted}."))
+        if self.strict and self.update == "local_vjp":
+            found.append(Problem("RG304", "strict=True and update='local_vjp' exclude each other", "strict"))
+        return tuple(found)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

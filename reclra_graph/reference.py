@@ -1,0 +1,145 @@
+"""The reference interpreter: a wiring plan, executed as Algorithm 1 (corrected form) is written, one call at a time.
+
+Slow and plain on purpose. It runs the operator graph operator by operator, then the recursion ``align`` over the error
+edges, and knows nothing of tasks, lanes or emitted code: it is what those are tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reclra_graph.ir.operators import Ref
+from reclra_graph.ir.regions import Region
+from reclra_graph.ir.tasks import Call
+from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.rules import discrepancy, loss, rule, synapse, target
+from reclra_graph.rules.operators import apply_chain, function, resolve
+from reclra_graph.rules.table import carry, update
+
+
+def reference_step(
+    plan: WiringPlan, parameters: dict[str, Tensor], synapses: dict[str, Tensor], inputs: Sequence[Tensor], y: Tensor
+) -> Tensor:
+    """One training step with plain SGD: changes ``parameters`` (key → tensor, buffers and constants among them) and
+    ``synapses`` (``"9->5"`` → tensor) in place; returns the loss, a 0-dim tensor."""
+    with torch.no_grad():
+        return _Step(plan, parameters, synapses, inputs, y).run()
+
+
+class _Step:
+    def __init__(
+        self, plan: WiringPlan, parameters: dict[str, Tensor], synapses: dict[str, Tensor], inputs: Sequence[Tensor], y: Tensor
+    ) -> None:
+        self.plan, self.parameters, self.synapses, self.y = plan, parameters, synapses, y
+        self.graph, self.regions = plan.regions.graph, plan.regions.regions
+        self.batch = inputs[0].shape[0]
+        self.device = inputs[0].device
+        self.values: dict[str, Any] = {item.name: value for item, value in zip(self.graph.inputs, inputs, strict=True)}
+        for held in (*self.graph.parameters, *self.graph.buffers):
+            self.values[held.name] = parameters[held.key].detach().clone()
+        self.errors: dict[int, Tensor] = {}
+        self.displacements: dict[int, list[Tensor]] = {}
+        self.deltas: dict[str, Tensor] = {}
+
+    def run(self) -> Tensor:
+        for operator in self.graph.operators:
+            args = [resolve(item, self.values, self.device) for item in operator.args]
+            kwargs = {key: resolve(item, self.values, self.device) for key, item in operator.kwargs}
+            self.values[operator.name] = function(operator.target)(*args, **kwargs)
+        output = self.regions[self.plan.regions.output]
+        value, error = self._loss(self.values[output.post], output)
+        self.errors[output.id] = discrepancy.scaled(error, self.plan.rates.kappa_of(output.id))
+        self.learn(output)
+        self.align(output)
+        rates = self.plan.rates
+        for key, delta in self.deltas.items():
+            self.parameters[key].sub_(rates.lr * delta)
+        for buffer in self.graph.buffers:
+            if buffer.updated is not None:
+                self.parameters[buffer.key].copy_(self.values[buffer.updated])
+        return value
+
+    def _loss(self, z: Tensor, output: Region) -> tuple[Tensor, Tensor]:
+        match self.plan.rates.loss:
+            case "cross-entropy":
+                error = loss.cross_entropy_error(z, self.y, output.shape[0], prod(output.shape[1:]))
+                return loss.cross_entropy(z, self.y), error
+            case "mse":
+                return loss.mse(z, self.y), loss.mse_error(z, self.y)
+            case _:
+                return loss.bce_with_logits(z, self.y), loss.bce_with_logits_error(z, self.y)
+
+    def align(self, source: Region) -> None:
+        """The recursion of Algorithm 1: send the error of one region on; a region that has heard from all that send to
+        it computes its own error, learns, and sends on in turn."""
+        rates = self.plan.rates
+        e = self.errors[source.id]
+        for edge in self.plan.outgoing.get(source.id, ()):
+            region = self.regions[edge.target]
+            displace = getattr(synapse, f"{edge.form}_displace")
+            weights = self.synapses[edge.name]
+            before = weights.clone()
+            d = displace(e, before, source.shape, region.shape)
+            if edge.rule == "eq6":
+                self._synapse(edge.form, weights, before, d, e, source, region)
+            self.displacements.setdefault(region.id, []).append(d)
+            if len(self.displacements[region.id]) < len(self.plan.incoming[region.id]):
+                continue
+            h, z = self.values[region.pre], self.values[region.post]
+            total = target.total(*self.displacements[region.id])
+            y = target.target(h, total, rates.beta, self._phi(region))
+            error = discrepancy.mismatch(z, y, rates.norm, rates.kappa_of(region.id))
+            self.errors[region.id] = discrepancy.gained(error, rates.beta) if rates.gain else error
+            self.learn(region)
+            self.align(region)
+
+    def _phi(self, region: Region) -> Any:
+        chain = []
+        before = region.pre
+        for name in region.activation:
+            operator = self.graph.by_name[name]
+            args = tuple(Ref("_") if item == Ref(before) else item for item in operator.args)
+            chain.append((operator.target, args, operator.kwargs))
+            before = name
+        assert torch.equal(apply_chain(tuple(chain), self.values[region.pre]), self.values[region.post])
+        return tuple(chain)
+
+    def _synapse(
+        self, form: str, weights: Tensor, before: Tensor, d: Tensor, e: Tensor, source: Region, region: Region
+    ) -> None:
+        rates = self.plan.rates
+        learn = getattr(synapse, f"{form}_eq6")
+        shapes = (rates.gamma, self.batch, source.shape, region.shape)
+        delta = learn(d, e, *shapes) if form == "dense" else learn(e, before, *shapes)
+        weights.add_(delta, alpha=-rates.lr if rates.sign == "descend" else rates.lr)
+
+    def learn(self, region: Region) -> None:
+        """Eq. 5 for every parameter of the region."""
+        for item in region.updates:
+            error = self.errors[region.id]
+            route = (*item.path, item.operator)
+            for over, value in zip(route, route[1:], strict=False):
+                call = carry(self.graph.by_name[over], self.graph, value)
+                assert call is not None
+                error = self._call(call, error)
+            found = update(self.graph.by_name[item.operator], self.graph, item.position)
+            assert found is not None
+            delta = self._call(found, error)
+            held = self.deltas.get(item.parameter)
+            self.deltas[item.parameter] = delta if held is None else held + delta
+
+    def _call(self, call: Call, error: Tensor) -> Tensor:
+        values = {**self.values, "_": error, "B": self.batch}
+
+        def given(argument: Any) -> Any:
+            if isinstance(argument, Ref):
+                return values[argument.name]
+            return tuple(given(item) for item in argument) if isinstance(argument, tuple) else argument
+
+        result: Tensor = rule(call.function)(*(given(item) for item in call.args))
+        return result

@@ -1,0 +1,87 @@
+"""Error synapses: what they transmit (Eq. 3, first half) and how they learn (Eq. 6).
+
+Shapes without the batch are given as ``source`` and ``target``. A ``dense`` E is [units of target, units of source]. A
+``channel`` E is [channels of target, channels of source], applied at every position: the error is pooled to the
+target's positions where it has more, and repeated where it has fewer or none.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _flat(e: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return e if len(shape) == 1 else e.flatten(1)
+
+
+def dense_displace(e: Tensor, synapse: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
+    """d_i = E_{j→i} e_j (Eq. 3). e: [B, *source]; returns [B, *target]."""
+    d = _flat(e, source) @ synapse.T
+    return d if len(target) == 1 else d.unflatten(1, target)
+
+
+def dense_eq6(d: Tensor, e: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
+    """γ d_i e_jᵀ, mean over the batch: −ΔE of Eq. 6, the direction that descends D when it is subtracted from E."""
+    return gamma / batch * (_flat(d, target).T @ _flat(e, source))
+
+
+def channel_error(e: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
+    """e_j as a ``channel`` synapse sees it: pooled where the source has more positions than the target; [B, C, n]."""
+    if len(source) == 1:
+        return e.unsqueeze(2)
+    if len(target) == 1:
+        return e.flatten(2).mean(2, keepdim=True)
+    if len(source) == 3 and len(target) == 3 and (source[1] > target[1] or source[2] > target[2]):
+        e = F.adaptive_avg_pool2d(e, (min(source[1], target[1]), min(source[2], target[2])))
+    elif len(source) != len(target):
+        e = e.flatten(2).mean(2, keepdim=True)
+    return e.flatten(2)
+
+
+def channel_grid(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
+    """Positions at which a ``channel`` synapse is applied; () for one."""
+    if len(source) == 1 or len(target) == 1 or len(source) != len(target):
+        return ()
+    if len(source) == 3:
+        return (min(source[1], target[1]), min(source[2], target[2]))
+    return source[1:]
+
+
+def channel_displace(e: Tensor, synapse: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
+    """d_i = E_{j→i} e_j at every position. e: [B, *source]; returns [B, *target] (repeated positions are a view)."""
+    d = synapse @ channel_error(e, source, target)
+    grid = channel_grid(source, target)
+    if len(target) == 1:
+        return d.squeeze(2)
+    if not grid:
+        return d.unflatten(2, (1,) * len(target[1:])).expand(-1, *target)
+    if grid == target[1:]:
+        return d.unflatten(2, grid)
+    return F.interpolate(d.unflatten(2, grid), size=target[1:], mode="nearest")
+
+
+def channel_eq6(
+    e: Tensor, synapse: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]
+) -> Tensor:
+    """γ d_i e_jᵀ of a ``channel`` synapse, mean over the batch and over the positions where it is applied."""
+    seen = channel_error(e, source, target)
+    positions = prod(channel_grid(source, target))
+    return gamma / (batch * positions) * torch.einsum("bip,bjp->ij", synapse @ seen, seen)
+
+
+def dense_eq6_printed(
+    d: Tensor, e: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]
+) -> Tensor:
+    """−γ d_i e_jᵀ: Eq. 6 read with the sign of Eq. 5, E ← E − η ΔE, which lets E grow."""
+    return -dense_eq6(d, e, gamma, batch, source, target)
+
+
+def channel_eq6_printed(
+    e: Tensor, synapse: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]
+) -> Tensor:
+    """−γ d_i e_jᵀ of a ``channel`` synapse."""
+    return -channel_eq6(e, synapse, gamma, batch, source, target)

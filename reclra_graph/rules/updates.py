@@ -1,0 +1,105 @@
+"""Closed forms of Eq. 5: ΔW = e_i z_kᵀ, for every kind of parameter. All are means over the batch.
+
+``e`` is the error at the output of the operator that reads the parameter, ``x`` the operator's input. For a linear
+operator other than dense, ΔW is its weight gradient with ``e`` as the output cotangent; no φ′ appears anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def linear_weight(e: Tensor, x: Tensor, batch: int, rank: int) -> Tensor:
+    """ΔW = e xᵀ of a dense layer. e: [B, …, out], x: [B, …, in], both of ``rank`` dimensions; returns [out, in]."""
+    if rank == 2:
+        return e.T @ x / batch
+    return e.flatten(0, -2).T @ x.flatten(0, -2) / batch
+
+
+def linear_bias(e: Tensor, batch: int, rank: int) -> Tensor:
+    """Δb = e, summed over positions. e: [B, …, out]; returns [out]."""
+    return e.sum(0 if rank == 2 else tuple(range(rank - 1))) / batch
+
+
+def matmul_weight(e: Tensor, x: Tensor, batch: int, rank: int) -> Tensor:
+    """ΔW of x @ W. e: [B, …, out], x: [B, …, in]; returns [in, out]."""
+    if rank == 2:
+        return x.T @ e / batch
+    return x.flatten(0, -2).T @ e.flatten(0, -2) / batch
+
+
+def conv_weight(
+    e: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    batch: int,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    transposed: bool,
+    output_padding: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """ΔW of a convolution of any rank and grouping. e: [B, out, …], x: [B, in, …]; of ``weight`` only the shape counts."""
+    grads: Any = torch.ops.aten.convolution_backward.default(
+        e, x, weight, None, list(stride), list(padding), list(dilation), transposed, list(output_padding), groups,
+        [False, True, False],
+    )  # fmt: skip
+    delta: Tensor = grads[1] / batch
+    return delta
+
+
+def channel_bias(e: Tensor, batch: int, rank: int) -> Tensor:
+    """Δb of a convolution, or of a norm over channels: the error of each channel. e: [B, C, …]; returns [C]."""
+    return e.sum(0 if rank == 2 else (0, *range(2, rank))) / batch
+
+
+def batch_norm_scale(e: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, batch: int, rank: int) -> Tensor:
+    """Δγ = Σ e x̂ with x̂ = (x − mean)·invstd, the batch's own statistics. e, x: [B, C, …]; returns [C]."""
+    dims = (0, *range(2, rank))
+    centred = x - mean.view(-1, *(1,) * (rank - 2)) if rank > 2 else x - mean
+    return (e * centred).sum(dims) * invstd / batch
+
+
+def layer_norm_scale(e: Tensor, x: Tensor, batch: int, rank: int, shape: tuple[int, ...], eps: float) -> Tensor:
+    """Δγ = Σ e x̂, x̂ normalised over the last ``len(shape)`` dimensions. e, x: [B, …, *shape]; returns ``shape``."""
+    normal = torch.ops.aten.layer_norm.default(x, list(shape), None, None, eps)
+    delta: Tensor = (e * normal).sum(tuple(range(rank - len(shape)))) / batch
+    return delta
+
+
+def layer_norm_shift(e: Tensor, batch: int, rank: int, shape: tuple[int, ...]) -> Tensor:
+    """Δβ = Σ e over all but the normalised dimensions; returns ``shape``."""
+    return e.sum(tuple(range(rank - len(shape)))) / batch
+
+
+def group_norm_scale(e: Tensor, x: Tensor, batch: int, rank: int, groups: int, eps: float) -> Tensor:
+    """Δγ = Σ e x̂, x̂ normalised within groups of channels. e, x: [B, C, …]; returns [C]."""
+    normal = torch.ops.aten.group_norm.default(x, groups, None, None, eps)
+    delta: Tensor = (e * normal).sum((0, *range(2, rank))) / batch
+    return delta
+
+
+def embedding_weight(e: Tensor, index: Tensor, batch: int, rows: int, padding_index: int) -> Tensor:
+    """ΔW of a table: each row gathers the errors of the places that looked it up. e: [B, …, d], index: [B, …]."""
+    grads: Any = torch.ops.aten.embedding_dense_backward.default(e, index, rows, padding_index, False)
+    delta: Tensor = grads / batch
+    return delta
+
+
+def added(e: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
+    """Δp of x + p: the error, summed over the dimensions along which p was repeated. Returns ``shape``."""
+    return e.sum_to_size(shape) / batch
+
+
+def subtracted(e: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
+    """Δp of x − p. Returns ``shape``."""
+    return -e.sum_to_size(shape) / batch
+
+
+def multiplied(e: Tensor, x: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
+    """Δp of x · p: e x, summed over the dimensions along which p was repeated. Returns ``shape``."""
+    return (e * x).sum_to_size(shape) / batch

@@ -1,0 +1,169 @@
+"""CompiledStep: an emitted step bound to a model's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reclra_graph.errors import CODES, ModelError, Problem, StepError
+from reclra_graph.ir.operators import OperatorGraph
+from reclra_graph.ir.program import StepProgram
+from reclra_graph.ir.schedule import Schedule
+from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.runtime.loader import load_source
+
+
+class CompiledStep:
+    """One training step of a model without backpropagation.
+
+    ``step(x, target)``, or ``step((x1, x2), target)`` for several inputs, moves the model's own parameters and the
+    synapses, and returns the loss (a 0-dim tensor). ``lr``, ``beta`` and ``gamma`` may be changed between steps.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        program: StepProgram,
+        constants: Mapping[str, Tensor],
+        seconds: tuple[tuple[str, float], ...] = (),
+    ) -> None:
+        check_model(model, program.schedule.tasks.plan.regions.graph)
+        self.model = model
+        self.program = program
+        self.constants = dict(constants)
+        self.seconds = seconds
+        self.module: ModuleType = load_source(program.source, f"<step {program.digest}>")
+        rates = self.plan.rates
+        self.lr, self.beta, self.gamma = rates.lr, rates.beta, rates.gamma
+        self.synapses: dict[str, Tensor] = self.module.synapses(self.plan.seed, self.device)
+
+    @property
+    def plan(self) -> WiringPlan:
+        """The wiring plan, with the regions and the operator graph it stands on."""
+        return self.program.schedule.tasks.plan
+
+    @property
+    def schedule(self) -> Schedule:
+        """Lanes, actions in host order, and the predicted times."""
+        return self.program.schedule
+
+    @property
+    def source(self) -> str:
+        """The text of step.py."""
+        return self.program.source
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's parameters."""
+        return next(self.model.parameters()).device
+
+    def storage(self) -> dict[str, Tensor]:
+        """The model's parameters and buffers by key, sharing storage with the model, and the step's constants."""
+        held: dict[str, Tensor] = {name: item.detach() for name, item in self.model.named_parameters()}
+        held.update(self.model.named_buffers())
+        device = self.device
+        for key, value in self.constants.items():
+            if value.device != device:
+                self.constants[key] = value = value.to(device)
+            held.setdefault(key, value)
+        return held
+
+    def __call__(self, inputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        """One training step on a batch. inputs: as the model's forward() takes them; target: as the loss expects it.
+
+        Raises StepError, with parameters, buffers and synapses as they were: RG601 and RG602 for wrong shapes or
+        dtypes, RG603 for classes out of range, RG604 where the loss or an input is not finite.
+        """
+        return self._run(inputs, target, self.module.sgd)
+
+    def _run(self, inputs: Tensor | Sequence[Tensor], target: Tensor, optimise: Any) -> Tensor:
+        given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        count = len(self.plan.regions.graph.inputs)
+        if len(given) != count or not all(isinstance(item, Tensor) for item in (*given, target)):
+            kinds = ", ".join(type(item).__name__ for item in (*given, target))
+            raise StepError(Problem("RG601", f"the step takes {count} input tensors and a target; given: {kinds}", "step()"))
+        self._settle(given[0].device)
+        rates = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
+        try:
+            loss: Tensor = self.module.step(
+                self.storage(), self.synapses, *(item.detach() for item in given), target.detach(), optimise=optimise, **rates
+            )
+        except (ValueError, FloatingPointError) as error:
+            code, _, cause = str(error).partition(" ")
+            if code in CODES:
+                raise StepError(Problem(code, cause, "step()")) from None
+            raise
+        return loss
+
+    def _settle(self, device: torch.device) -> None:
+        """Synapses follow the model to another device."""
+        for name, (_, _, lane) in self.module.SYNAPSES.items():
+            home = self.module.lane_device(lane, device)
+            if self.synapses[name].device != home:
+                self.synapses[name] = self.synapses[name].to(home)
+
+    def deltas(self, inputs: Tensor | Sequence[Tensor], target: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """(loss, directions of descent for the parameters, the same for the synapses), means over the batch. Parameters
+        and synapses stay as they are; buffers such as running statistics move on, as in any forward pass in train mode."""
+        found: dict[int, dict[str, Tensor]] = {id(self.synapses): {}}
+        parameters: dict[str, Tensor] = {}
+
+        def collect(store: dict[str, Tensor], name: str, delta: Tensor, lr: float) -> None:
+            found.get(id(store), parameters)[name] = delta.to(store[name].device)
+
+        loss = self._run(inputs, target, collect)
+        return loss, parameters, found[id(self.synapses)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The synapses as ``"E.9->5"`` → tensor; save it beside the model's own ``state_dict()``."""
+        return {f"E.{name}": value for name, value in self.synapses.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the synapses from ``state_dict()``. Raises ModelError RG605 for missing, unknown or misshapen ones; nothing
+        is changed then."""
+        problems = []
+        for name, value in self.synapses.items():
+            given = state.get(f"E.{name}")
+            if given is None:
+                problems.append(Problem("RG605", f"the state has no synapse {name}", f"E.{name}"))
+            elif given.shape != value.shape:
+                cause = f"synapse {name} is {tuple(given.shape)} in the state, {tuple(value.shape)} in the plan"
+                problems.append(Problem("RG605", cause, f"E.{name}"))
+        for key in state:
+            if key.removeprefix("E.") not in self.synapses:
+                problems.append(Problem("RG605", f"the plan has no {key}", key))
+        if problems:
+            raise ModelError(problems)
+        for name, value in self.synapses.items():
+            value.copy_(state[f"E.{name}"])
+
+    def save(self, directory: str | Path) -> Path:
+        """Write step.py, plan.json, the pictures, schedule.json, report.txt, the synapses and what ``rg.load`` needs.
+
+        Returns the folder. Raises ModelError RG701 where it cannot be written; nothing half-written is left behind.
+        """
+        from reclra_graph.export.artifacts import write_all  # only those who save pay for the pictures
+
+        return write_all(self, Path(directory))
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return f"CompiledStep({plan.regions.graph.model}, {plan.wiring} wiring, depth {plan.depth}, {len(self.schedule.lanes)} lanes)"
+
+
+def check_model(model: nn.Module, graph: OperatorGraph) -> None:
+    """Raise ModelError RG605 unless the model has the parameters and buffers that the graph was captured from."""
+    held = {name: tuple(item.shape) for name, item in (*model.named_parameters(), *model.named_buffers())}
+    problems = []
+    for item in (*graph.parameters, *(buffer for buffer in graph.buffers if not buffer.constant)):
+        if item.key not in held:
+            problems.append(Problem("RG605", f"the model has no {item.key}", item.key))
+        elif held[item.key] != item.type.shape:
+            problems.append(Problem("RG605", f"{item.key} is {held[item.key]}, not {item.type.shape}", item.key))
+    if problems:
+        raise ModelError(problems)

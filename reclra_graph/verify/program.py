@@ -1,0 +1,86 @@
+"""StepProgram: it parses, imports torch alone, binds every name it reads, holds no autograd, and has a line per task."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterator
+
+from reclra_graph.errors import Problem
+from reclra_graph.ir.program import StepProgram
+
+ALLOWED_IMPORTS = {"torch", "torch.nn.functional", "contextlib", "math", "operator"}
+AUTOGRAD = {
+    "autograd", "backward", "enable_grad", "set_grad_enabled", "no_grad", "inference_mode", "requires_grad", "requires_grad_",
+    "grad", "vjp", "jvp", "jacrev", "jacfwd", "func", "functorch", "create_graph", "retain_graph",
+}  # fmt: skip
+
+
+def program_problems(program: StepProgram) -> Iterator[Problem]:
+    """Broken invariants of an emitted program; the place is its line."""
+    try:
+        tree = ast.parse(program.source)
+    except SyntaxError as error:
+        yield Problem("RG501", f"the emitted file does not parse: {error.msg}", f"step.py:{error.lineno}")
+        return
+    yield from _imports(tree)
+    for node in ast.walk(tree):
+        word = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        if word in AUTOGRAD:
+            yield Problem("RG501", f"the emitted file mentions {word}", f"step.py:{getattr(node, 'lineno', 0)}")
+    steps = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "step"]
+    if len(steps) != 1:
+        yield Problem("RG501", "the emitted file has no step function", "step.py")
+        return
+    yield from _bindings(tree, steps[0])
+    lines = dict(program.lines)
+    for task in program.schedule.tasks.tasks:
+        line = lines.get(task.name, 0)
+        if not steps[0].lineno < line <= (steps[0].end_lineno or 0):
+            yield Problem("RG501", f"task {task.name} has no line in the emitted file", f"task {task.name}")
+
+
+def _imports(tree: ast.Module) -> Iterator[Problem]:
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [str(node.module)]
+        for name in names:
+            if name not in ALLOWED_IMPORTS:
+                yield Problem("RG501", f"the emitted file imports {name}", f"step.py:{getattr(node, 'lineno', 0)}")
+
+
+def _bindings(tree: ast.Module, step: ast.FunctionDef) -> Iterator[Problem]:
+    """Every name the step reads was bound on a line before, and not deleted since (the function has no branches)."""
+    known = set(dir(builtins))
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            known.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            known.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            known.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    known.update(argument.arg for argument in step.args.args)
+    for statement in _statements(step.body):
+        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+        for node in names:
+            if isinstance(node.ctx, ast.Load) and node.id not in known:
+                yield Problem("RG501", f"the name {node.id} is not bound", f"step.py:{node.lineno}")
+        for node in names:
+            if isinstance(node.ctx, ast.Del):
+                if node.id not in known:
+                    yield Problem("RG501", f"the name {node.id} is deleted and was not bound", f"step.py:{node.lineno}")
+                known.discard(node.id)
+            elif isinstance(node.ctx, ast.Store):
+                known.add(node.id)
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Statements in order, with the header of a ``with`` before what is in it."""
+    for statement in body:
+        if isinstance(statement, ast.With):
+            for item in statement.items:
+                yield item.context_expr
+            yield from _statements(statement.body)
+        else:
+            yield statement

@@ -1,0 +1,77 @@
+"""TaskGraph: acyclic, one writer per storage, every read has a writer, tasks that could race are ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import networkx as nx
+
+from reclra_graph.errors import Problem
+from reclra_graph.ir.tasks import TaskGraph
+from reclra_graph.verify.order import conflicts
+
+
+def task_problems(tasks: TaskGraph) -> Iterator[Problem]:
+    """Broken invariants of a task graph."""
+    names = [task.name for task in tasks.tasks]
+    for name in {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ():
+        yield Problem("RG501", f"task {name} is there twice", f"task {name}")
+    known = set(names)
+    order = nx.DiGraph()
+    order.add_nodes_from(names)
+    for before, after in tasks.edges:
+        if before not in known or after not in known:
+            yield Problem("RG501", f"an edge names {before} and {after}, one of which is no task", f"task {after}")
+        order.add_edge(before, after)
+    if not nx.is_directed_acyclic_graph(order):
+        cycle = " -> ".join(str(step[0]) for step in nx.find_cycle(order))
+        yield Problem("RG501", f"tasks wait for each other: {cycle}", f"task {cycle.split(' ')[0]}")
+        return
+    yield from _storage(tasks)
+    yield from _parameters(tasks)
+    yield from _ordered(tasks, order)
+
+
+def _storage(tasks: TaskGraph) -> Iterator[Problem]:
+    writers: dict[str, list[str]] = {}
+    for task in tasks.tasks:
+        for name in task.writes:
+            writers.setdefault(name, []).append(task.name)
+    for name, found in writers.items():
+        if len(found) > 1:
+            yield Problem("RG501", f"{name} is written by {' and '.join(found)}", f"task {found[1]}")
+    outside = {"target", *_inputs(tasks)}
+    for task in tasks.tasks:
+        for name in task.reads:
+            if name not in writers and "[" not in name and name not in outside:
+                yield Problem("RG501", f"{task.name} reads {name}, which no task writes", f"task {task.name}")
+
+
+def _inputs(tasks: TaskGraph) -> set[str]:
+    """Names of the step's inputs: the arguments of the loss's check, the loss itself apart."""
+    checks = [call for task in tasks.tasks for call in task.calls if call.function == "check"]
+    return {getattr(item, "name", "") for call in checks for item in call.args}
+
+
+def _parameters(tasks: TaskGraph) -> Iterator[Problem]:
+    learning = {key for region in tasks.plan.regions.regions for key in region.parameters}
+    written = {name for task in tasks.tasks if task.kind == "optimise" for name in task.writes}
+    for key in sorted(learning):
+        if f"P[{key}]" not in written:
+            yield Problem("RG501", f"{key} learns, but no task updates it", key)
+    for edge in tasks.plan.edges:
+        if edge.rule != "fixed" and f"E[{edge.name}]" not in written:
+            yield Problem("RG501", f"synapse {edge.name} learns by {edge.rule}, but no task updates it", f"edge {edge.name}")
+
+
+def _ordered(tasks: TaskGraph, order: nx.DiGraph) -> Iterator[Problem]:
+    """Every pair of tasks that touch the same storage, one of them writing, has a path between them."""
+    bit = {name: 1 << index for index, name in enumerate(order)}
+    before: dict[str, int] = {}
+    for name in nx.topological_sort(order):
+        before[name] = 0
+        for earlier in order.predecessors(name):
+            before[name] |= before[earlier] | bit[earlier]
+    for first, second, storage in conflicts(tasks):
+        if not (before[second] & bit[first] or before[first] & bit[second]):
+            yield Problem("RG501", f"{first} and {second} both touch {storage} in no order", f"task {second}")

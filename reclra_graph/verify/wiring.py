@@ -1,0 +1,66 @@
+"""WiringPlan: every region that learns hears from the output, shapes fit, depth and relays are what the plan says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import networkx as nx
+
+from reclra_graph.errors import Problem
+from reclra_graph.ir.wiring import Edge, WiringPlan
+
+
+def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
+    """Broken invariants of a wiring plan."""
+    regions = plan.regions.regions
+    sites = set(plan.regions.sites)
+    output = plan.regions.output
+    wires = nx.DiGraph()
+    wires.add_node(output)
+    for edge in plan.edges:
+        place = f"edge {edge.name}"
+        if edge.source not in sites or edge.target not in sites:
+            yield Problem("RG404", f"edge {edge.name} touches a region without error neurons", place)
+            continue
+        if edge.target == output:
+            yield Problem("RG404", f"edge {edge.name} leads into the output", place)
+        wires.add_edge(edge.source, edge.target)
+        yield from _shape(plan, edge)
+    for name, count in Counter(edge.name for edge in plan.edges).items():
+        if count > 1:
+            yield Problem("RG404", f"edge {name} is there {count} times", f"edge {name}")
+    if not nx.is_directed_acyclic_graph(wires):
+        cycle = " -> ".join(str(step[0]) for step in nx.find_cycle(wires))
+        yield Problem("RG408", f"the error edges form a cycle: {cycle}", f"region {cycle.split(' ')[0]}")
+        return
+    reached = nx.descendants(wires, output) | {output}
+    for region in regions:
+        if region.learns and region.id not in reached:
+            yield Problem("RG407", f"no error reaches region {region.id} ({region.name})", region.line or f"region {region.id}")
+    for node in wires.nodes - reached:
+        if not regions[node].learns:
+            yield Problem("RG407", f"region {node} sends an error on, but none reaches it", f"region {node}")
+    depth = nx.dag_longest_path_length(wires.subgraph(reached)) if len(reached) > 1 else 0
+    if depth != plan.depth:
+        yield Problem("RG501", f"the longest error path has {depth} edges, not {plan.depth}", "depth")
+    relays = tuple(sorted(node for node in wires if node != output and wires.out_degree(node)))
+    if relays != plan.relays:
+        yield Problem("RG501", f"the relays are {relays}, not {plan.relays}", "relays")
+    learning = {region.id for region in regions if region.learns}
+    if set(plan.update_of) != learning:
+        odd = sorted(set(plan.update_of) ^ learning)
+        yield Problem("RG501", f"regions {odd} learn without a rule, or have a rule and do not learn", f"region {odd[0]}")
+
+
+def _shape(plan: WiringPlan, edge: Edge) -> Iterator[Problem]:
+    source, target = plan.regions.regions[edge.source], plan.regions.regions[edge.target]
+    if edge.form == "dense":
+        wanted = (target.units, source.units)
+    elif edge.form == "channel" and target.shape and source.shape:
+        wanted = (target.shape[0], source.shape[0])
+    else:
+        yield Problem("RG404", f"edge {edge.name} has the unknown form {edge.form!r}", f"edge {edge.name}")
+        return
+    if edge.shape != wanted:
+        yield Problem("RG501", f"synapse {edge.name} is {edge.shape}; {edge.form} needs {wanted}", f"edge {edge.name}")
