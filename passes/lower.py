@@ -14,9 +14,10 @@ from math import prod
 from typing import Any
 
 from reclra_graph.ir.operators import Argument, Operator, OperatorGraph, Ref, TensorType, references
-from reclra_graph.ir.regions import Region
+from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Edge, WiringPlan
+from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.names import Namer, value_names
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import ERROR, carry, update
@@ -43,7 +44,9 @@ class _Lowering:
         self.shared: dict[str, list[str]] = {}
         owners: dict[str, int] = {}
         for region in self.regions:
-            for key in region.parameters:
+            # Closed forms give one contribution per use, a local derivative one per region.
+            local = self.plan.update_of.get(region.id) == LOCAL
+            for key in region.parameters if local else [item.parameter for item in region.updates]:
                 owners[key] = owners.get(key, 0) + 1
         self.tied = {key for key, count in owners.items() if count > 1}
 
@@ -218,6 +221,8 @@ class _Lowering:
 
     def _weights(self, region: Region) -> tuple[list[Call], list[tuple[str, str]]]:
         """Eq. 5 for every parameter of a region: the calls, and (parameter, delta) for those owned alone."""
+        if self.plan.update_of[region.id] == LOCAL:
+            return self._local(region)
         calls: list[Call] = []
         learned: list[tuple[str, str]] = []
         at = {region.pre: self.errors[region.id]}
@@ -230,16 +235,44 @@ class _Lowering:
             operator = self.graph.by_name[item.operator]
             call = update(operator, self.graph, item.position)
             assert call is not None and call.function == item.rule
-            last = item.parameter.rpartition(".")[2]
-            label = {"weight": "dW", "bias": "db"}.get(last, "dP")
-            delta = self.namer.new(f"{label}{region.id}")
+            delta = self._delta(item.parameter, region)
             args = self._placed(call.args, at[item.operator])
             calls.append(Call(call.function, args, (), (delta,), (values[item.parameter].type,)))
-            if item.parameter in self.tied or sum(1 for other in region.updates if other.parameter == item.parameter) > 1:
-                self.shared.setdefault(item.parameter, []).append(delta)
-            else:
-                learned.append((f"P[{item.parameter}]", delta))
+            self._owned(item.parameter, delta, learned)
         return calls, learned
+
+    def _delta(self, key: str, region: Region) -> str:
+        label = {"weight": "dW", "bias": "db"}.get(key.rpartition(".")[2], "dP")
+        return self.namer.new(f"{label}{region.id}")
+
+    def _owned(self, key: str, delta: str, learned: list[tuple[str, str]]) -> None:
+        """Note a contribution to a parameter: optimised right away where it is the only one."""
+        if key in self.tied:
+            self.shared.setdefault(key, []).append(delta)
+        else:
+            learned.append((f"P[{key}]", delta))
+
+    def _local(self, region: Region) -> tuple[list[Call], list[tuple[str, str]]]:
+        """Updates of a region by local derivatives, means over the batch."""
+        made, found = local_derivatives(self.graph, region, self.errors[region.id], self.namer.new)
+        calls = [
+            Call(call.function, self._local_names(call.args), self._local_names(call.kwargs),
+                 tuple(name.removeprefix(FRESH) for name in call.results), call.types, call.unpack)
+            for call in made
+        ]  # fmt: skip
+        learned: list[tuple[str, str]] = []
+        values = {item.key: item for item in self.graph.parameters}
+        for key, result in found.items():
+            delta = self._delta(key, region)
+            mean = Call("rules.carry.divided", (self._local_names(Ref(result)), Ref("B")), (), (delta,), (values[key].type,))
+            calls.append(mean)
+            self._owned(key, delta, learned)
+        return calls, learned
+
+    def _local_names(self, argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return Ref(argument.name.removeprefix(FRESH) if argument.name.startswith(FRESH) else self.names.get(argument.name, argument.name))
+        return tuple(self._local_names(item) for item in argument) if isinstance(argument, tuple) else argument
 
     def _placed(self, args: tuple[Argument, ...], error: str) -> tuple[Argument, ...]:
         renamed = self._renamed(tuple(Ref(error) if argument == ERROR else argument for argument in args))

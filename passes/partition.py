@@ -11,13 +11,14 @@ After:   regions. A region starts at a parametrised operator; it takes in what f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import Operator, OperatorGraph
-from reclra_graph.ir.regions import Region, RegionGraph, Update
+from reclra_graph.ir.regions import LOCAL, Region, RegionGraph, Update
 from reclra_graph.rules.operators import is_activation, short
-from reclra_graph.rules.table import NORMS, carry, data_read, parameters_read, update
+from reclra_graph.rules.table import NORMS, carry, data_read, derived_read, parameters_read, update
 
 
 @dataclass
@@ -35,8 +36,8 @@ class _Open:
 def partition(graph: OperatorGraph) -> RegionGraph:
     """Regions in the order in which their representations are computed; region 0 is the input.
 
-    Raises ModelError: RG301 without parameters, RG302 where nothing learns, RG303 for parameters whose operator has
-    no analytic rule (all of them at once), RG305 where a layer's output does not lead with the batch.
+    Raises ModelError: RG301 without parameters, RG302 where nothing learns, RG305 where a layer's output does not lead
+    with the batch.
     """
     if not graph.parameters:
         raise ModelError(Problem("RG301", f"{graph.model} has no parameters", graph.model))
@@ -97,7 +98,9 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[_Open]:
         block = _block_of(operator.module, blocks)
         arriving = [open_at[name] for name in data if name in open_at]
         mine = [region for region in arriving if region.block == block and _only_user(graph, region.end, operator)]
-        parametrised = bool(parameters_read(operator, graph))
+        if operator.name in graph.without_data:
+            continue
+        parametrised = bool(parameters_read(operator, graph) or derived_read(operator, graph))
         grows = mine and len(mine) == len(arriving) and (not parametrised or short(operator.target) in NORMS or len(data) == 1)
         joins = grows and all(carry(operator, graph, region.end) is not None for region in mine)
         if operator.target == "operator.getitem" and operator.args[1] != 0:
@@ -195,29 +198,16 @@ def _with_updates(graph: OperatorGraph, regions: tuple[Region, ...], output: int
     learns = {item.name: item for item in graph.parameters if item.learns}
     found: dict[int, list[Update]] = {}
     used: set[str] = set()
-    problems: list[Problem] = []
     for region in regions:
         paths = _paths(graph, region)
         for name in region.operators:
+            if name in graph.without_data:
+                continue
             operator = graph.by_name[name]
-            direct = dict(parameters_read(operator, graph))
-            for value in operator.reads:
-                if value not in learns:
-                    continue
-                parameter = learns[value]
-                used.add(parameter.key)
-                position = next((place for place, held in direct.items() if held == value), None)
-                call = update(operator, graph, position) if position is not None and name in paths else None
-                if call is None or list(direct.values()).count(value) > 1:
-                    cause = f"{parameter.key} is read by {operator.target}, for which there is no analytic update rule"
-                    problems.append(Problem("RG303", cause, operator.line or operator.module or operator.name))
-                else:
-                    assert position is not None
-                    found.setdefault(region.id, []).append(
-                        Update(parameter.key, name, position, call.function, paths[name])
-                    )
-    if problems:
-        raise ModelError(problems)
+            for item in _updates(graph, operator, paths.get(name)):
+                if item.parameter in {parameter.key for parameter in learns.values()}:
+                    used.add(item.parameter)
+                    found.setdefault(region.id, []).append(item)
     frozen = [
         (item.key, "requires_grad is False" if not item.learns else "not used by forward()")
         for item in graph.parameters
@@ -231,6 +221,25 @@ def _with_updates(graph: OperatorGraph, regions: tuple[Region, ...], output: int
         for region in regions
     )
     return RegionGraph(graph, done, output, tuple(frozen))
+
+
+def _updates(graph: OperatorGraph, operator: Operator, path: tuple[str, ...] | None) -> Iterator[Update]:
+    """How the parameters learn that an operator reads, directly or through values derived from them.
+
+    Where the error cannot be carried to the operator, or the operator has no closed form, the rule is local_vjp.
+    """
+    keys = {item.name: item.key for item in graph.parameters}
+    direct = parameters_read(operator, graph)
+    for position, value in direct:
+        call = update(operator, graph, position) if path is not None else None
+        if call is None or sum(1 for _, other in direct if other == value) > 1:
+            yield Update(keys[value], operator.name, position, LOCAL)
+        else:
+            yield Update(keys[value], operator.name, position, call.function, path or ())
+    nested = {name for name in operator.reads if name in graph.parameter_names} - {value for _, value in direct}
+    for value in (*derived_read(operator, graph), *sorted(nested)):
+        for source in sorted(graph.derived[value]):
+            yield Update(keys[source], operator.name, -1, LOCAL)
 
 
 def _paths(graph: OperatorGraph, region: Region) -> dict[str, tuple[str, ...]]:

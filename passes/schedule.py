@@ -25,8 +25,7 @@ def schedule(tasks: TaskGraph) -> Schedule:
     queues: dict[int, list[Task]] = {0: list(groups["forward"])}
     for slot in slots:
         queues.setdefault(slot.lane, []).extend(groups[slot.group])
-        if slot.group == f"target:{tasks.plan.regions.output}":
-            queues[slot.lane].extend(groups.get("buffers", ()))
+    queues[0].extend(groups.get("buffers", ()))
     numbers = {lane: index for index, lane in enumerate(sorted(queues))}
     queues = {numbers[lane]: queue for lane, queue in queues.items()}
     slots = [Slot(slot.group, numbers[slot.lane], slot.start, slot.end) for slot in slots]

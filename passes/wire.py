@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import networkx as nx
 
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.ir.regions import Region, RegionGraph
+from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
 from reclra_graph.ir.wiring import Candidate, Edge, Rates, WiringPlan
 from reclra_graph.options import Options
 from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
@@ -39,10 +39,11 @@ class _Wiring:
 
 def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     """The wiring plan. Raises ModelError with everything wrong about depth, relays and edges (RG402–RG404, RG407, RG408)."""
-    relays = _relays(regions, options)
-    _check_depth(regions, options)
+    relays, problems = _relays(regions, options)
+    problems += _depth_problems(regions, options) + _strict_problems(regions, options)
+    if problems:
+        raise ModelError(problems)
     considered = _candidates(regions, options, relays)
-    units = {region.id: region.units for region in regions.regions}
     rows: list[tuple[tuple[int, int, int, int, int], _Wiring, Candidate, tuple[Edge, ...]]] = []
     for wiring in considered:
         edges = tuple(_edge(regions, source, target, options) for source, target in wiring.pairs)
@@ -62,8 +63,7 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     best = min(range(len(rows)), key=lambda index: (rows[index][0], index))
     _, wiring, winner, edges = rows[best]
     candidates = tuple(replace(row[2], chosen=index == best) for index, row in enumerate(rows))
-    update = tuple((region.id, options.update) for region in regions.regions if region.learns)
-    assert all(edge.target in units for edge in edges)
+    update = tuple((region.id, _update_rule(region, options)) for region in regions.regions if region.learns)
     return WiringPlan(
         regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options), candidates,
         _why(winner, wiring, candidates, options), options.seed,
@@ -82,10 +82,10 @@ def _supported(regions: RegionGraph) -> list[Region]:
     return [region for region in regions.regions if region.learns and region.id != regions.output]
 
 
-def _relays(regions: RegionGraph, options: Options) -> tuple[int, ...] | None:
-    """The relays asked for, as ids."""
+def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | None, list[Problem]]:
+    """The relays asked for, as ids, and what is wrong with them."""
     if options.relays is None:
-        return None
+        return None, []
     by_name: dict[str, int] = {}
     for region in regions.regions:
         if region.kind == "layer":
@@ -102,17 +102,36 @@ def _relays(regions: RegionGraph, options: Options) -> tuple[int, ...] | None:
             what = "the output, which sends to all relays" if number == regions.output else "no region below the output"
             problems.append(Problem("RG403", f"relay {item!r} is {what}; the model has {known}", "relays"))
         found.append(number)
-    if problems:
-        raise ModelError(problems)
-    return tuple(sorted(set(found)))
+    return tuple(sorted(set(found))), problems
 
 
-def _check_depth(regions: RegionGraph, options: Options) -> None:
+def _depth_problems(regions: RegionGraph, options: Options) -> list[Problem]:
     most = len(_supported(regions))
     if isinstance(options.depth, int) and options.depth > max(most, 1):
-        raise ModelError(
-            Problem("RG402", f"depth {options.depth} is more than the {most} regions below the output allow", "depth")
+        return [Problem("RG402", f"depth {options.depth} is more than the {most} regions below the output allow", "depth")]
+    return []
+
+
+def _strict_problems(regions: RegionGraph, options: Options) -> list[Problem]:
+    """Parameters without a closed form, where strict=True refuses the local derivative."""
+    if not options.strict:
+        return []
+    graph = regions.graph
+    return [
+        Problem(
+            "RG304",
+            f"{update.parameter} is read by {graph.by_name[update.operator].target}, for which there is no analytic rule",
+            graph.by_name[update.operator].line or graph.by_name[update.operator].module or update.operator,
         )
+        for region in regions.regions
+        for update in region.updates
+        if update.rule == LOCAL
+    ]
+
+
+def _update_rule(region: Region, options: Options) -> str:
+    """``local_vjp`` where it is asked for, or where a parameter of the region has no closed form."""
+    return LOCAL if options.update == LOCAL or any(item.rule == LOCAL for item in region.updates) else "analytic"
 
 
 def _candidates(regions: RegionGraph, options: Options, relays: tuple[int, ...] | None) -> list[_Wiring]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reclra_graph.ir.operators import Ref
-from reclra_graph.ir.regions import Region
+from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.rules import discrepancy, loss, rule, synapse, target
@@ -119,7 +119,12 @@ class _Step:
         weights.add_(delta, alpha=-rates.lr if rates.sign == "descend" else rates.lr)
 
     def learn(self, region: Region) -> None:
-        """Eq. 5 for every parameter of the region."""
+        """Eq. 5 for every parameter of the region, or its local derivative where the plan says so."""
+        if self.plan.update_of.get(region.id) == LOCAL:
+            for key, delta in self._local(region).items():
+                held = self.deltas.get(key)
+                self.deltas[key] = delta if held is None else held + delta
+            return
         for item in region.updates:
             error = self.errors[region.id]
             route = (*item.path, item.operator)
@@ -132,6 +137,31 @@ class _Step:
             delta = self._call(found, error)
             held = self.deltas.get(item.parameter)
             self.deltas[item.parameter] = delta if held is None else held + delta
+
+    def _local(self, region: Region) -> dict[str, Tensor]:
+        """PyTorch's own derivative of z_i by the region's parameters, against e_i; other regions' values are constants."""
+        moving = {item.name: item.key for item in self.graph.parameters if item.key in region.parameters}
+        members = [item for item in self.graph.operators if item.name in {*region.operators, *self.graph.derived}]
+
+        def forward(*parameters: Tensor) -> Tensor:
+            values = {**self.values, **dict(zip(moving, parameters, strict=True))}
+            changed = set(moving)
+            for operator in members:
+                if not any(name in changed for name in operator.reads) or "bernoulli" in operator.target:
+                    continue
+                changed.add(operator.name)
+                args = [resolve(item, values, self.device) for item in operator.args]
+                kwargs = {key: resolve(item, values, self.device) for key, item in operator.kwargs}
+                if operator.target == "aten.native_dropout.default":  # the mask that was drawn stays
+                    mask = self.values[operator.name][1]
+                    values[operator.name] = (args[0] * mask / (1 - args[1]), mask)
+                else:
+                    values[operator.name] = function(operator.target)(*args, **kwargs)
+            found: Tensor = values[region.post]
+            return found
+
+        _, pull = torch.func.vjp(forward, *(self.values[name] for name in moving))
+        return {key: delta / self.batch for key, delta in zip(moving.values(), pull(self.errors[region.id]), strict=True)}
 
     def _call(self, call: Call, error: Tensor) -> Tensor:
         values = {**self.values, "_": error, "B": self.batch}

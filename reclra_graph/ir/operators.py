@@ -169,10 +169,30 @@ class OperatorGraph:
         return frozenset(item.name for item in self.parameters)
 
     @cached_property
+    def derived(self) -> dict[str, frozenset[str]]:
+        """Values computed from parameters and nothing of the batch (a transposed weight, a table of positions), with the
+        parameters that they come from; parameters come from themselves."""
+        fixed = {item.name for item in self.buffers}
+        found = {item.name: frozenset({item.name}) for item in self.parameters}
+        for operator in self.operators:
+            if all(name in found or name in fixed for name in operator.reads):
+                sources = frozenset(source for name in operator.reads for source in found.get(name, ()))
+                if sources:
+                    found[operator.name] = sources
+                else:
+                    fixed.add(operator.name)
+            elif operator.type is None and not operator.types:
+                fixed.add(operator.name)
+        return found
+
+    @cached_property
     def without_data(self) -> frozenset[str]:
-        """Values that do not come from the input: parameters, buffers, and sizes."""
-        fixed = {item.name for item in (*self.parameters, *self.buffers)}
-        return frozenset(fixed | {item.name for item in self.operators if item.type is None and not item.types})
+        """Values that hold nothing of the batch's data: parameters, buffers, sizes, and what is computed from them alone."""
+        found = {item.name for item in (*self.parameters, *self.buffers)}
+        for operator in self.operators:
+            if (operator.type is None and not operator.types) or all(name in found for name in operator.reads):
+                found.add(operator.name)
+        return frozenset(found)
 
     def sample_shape(self, name: str) -> tuple[int, ...] | None:
         """Sizes of a value without its leading batch dimension, or None where the batch does not lead."""

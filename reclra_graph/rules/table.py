@@ -45,8 +45,13 @@ def parameters_read(operator: Operator, graph: OperatorGraph) -> tuple[tuple[int
     return tuple((i, arg.name) for i, arg in enumerate(operator.args) if isinstance(arg, Ref) and arg.name in names)
 
 
+def derived_read(operator: Operator, graph: OperatorGraph) -> tuple[str, ...]:
+    """Values the operator reads that are computed from parameters alone, the parameters themselves apart."""
+    return tuple(name for name in operator.reads if name in graph.derived and name not in graph.parameter_names)
+
+
 def data_read(operator: Operator, graph: OperatorGraph) -> tuple[str, ...]:
-    """Values the operator reads that come from the input: neither parameters, nor buffers, nor sizes."""
+    """Values the operator reads that hold the batch's data: no parameters, buffers, sizes, or what these alone give."""
     return tuple(name for name in operator.reads if name not in graph.without_data)
 
 

@@ -59,13 +59,14 @@ def _parameters(regions: RegionGraph) -> Iterator[Problem]:
     readers = {item.key: len(graph.users.get(item.name, ())) for item in graph.parameters}
     uses = Counter(update.parameter for region in regions.regions for update in region.updates)
     frozen = dict(regions.frozen)
+    derived = {source for name, sources in graph.derived.items() if name in graph.by_name for source in sources}
     for item in graph.parameters:
         if item.key in frozen:
             if uses[item.key]:
                 yield Problem("RG501", f"{item.key} is frozen ({frozen[item.key]}) and updated", item.key)
         elif item.learns and uses[item.key] == 0:
             yield Problem("RG501", f"{item.key} requires grad, is not updated, and no reason is given", item.key)
-        elif uses[item.key] > readers[item.key]:
+        elif item.name not in derived and uses[item.key] > readers[item.key]:
             yield Problem("RG501", f"{item.key} is updated {uses[item.key]} times and used {readers[item.key]} times", item.key)
     for key in uses.keys() - readers.keys():
         yield Problem("RG501", f"{key} is updated but is no parameter", key)

@@ -1,0 +1,75 @@
+"""local_vjp: the error of a region, carried through the region's own operators and no further.
+
+Before:  a region with its error e_i at z_i, and parameters some of which have no closed form.
+After:   calls of plain operators that give each parameter's derivative, from the operators' derivatives (derive.py) in
+         reverse order. Values of other regions are constants here: no derivative crosses a region's boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from reclra_graph.errors import ModelError, Problem
+from reclra_graph.ir.operators import OperatorGraph, Ref
+from reclra_graph.ir.regions import Region
+from reclra_graph.ir.tasks import Call
+from reclra_graph.passes.derive import NoDerivative, derive
+
+FRESH = "!"
+"""Marks names that are made here, apart from the operator graph's own."""
+
+
+def local_derivatives(
+    graph: OperatorGraph, region: Region, error: str, name: Callable[[str], str]
+) -> tuple[list[Call], dict[str, str]]:
+    """Calls, and for every parameter key of the region the name of its derivative, summed over the batch.
+
+    ``error`` names e_i; ``name`` makes fresh names. In the calls, ``!x`` is such a name and ``x`` a value of the graph.
+    Raises ModelError RG303 for all operators that have no derivative.
+    """
+    keys = {item.name: item.key for item in graph.parameters if item.key in region.parameters}
+    moving = set(keys)
+    inside = set(region.operators) | set(graph.derived)
+    members = [operator for operator in graph.operators if operator.name in inside]
+    for operator in members:
+        if any(read in moving for read in operator.reads):
+            moving.add(operator.name)
+    at: dict[tuple[str, int | None], list[str]] = {(region.post, None): [FRESH + error]}
+    calls: list[Call] = []
+    problems: list[Problem] = []
+
+    def fresh(label: str) -> str:
+        return FRESH + name(f"{label}{region.id}")
+
+    def total(errors: list[str]) -> str:
+        if len(errors) == 1:
+            return errors[0]
+        result = fresh(f"e{region.id}_sum")
+        calls.append(Call("rules.target.total", tuple(Ref(item) for item in errors), (), (result,), (None,)))
+        return result
+
+    for operator in reversed(members):
+        for (value, part), errors in [item for item in at.items() if item[0][0] == operator.name]:
+            del at[value, part]
+            wanted = tuple(read for read in operator.reads if read in moving)
+            if not wanted:
+                continue
+            source = graph.by_name.get(operator.reads[0])
+            if operator.target == "operator.getitem" and source is not None and source.types:
+                index = operator.args[1]
+                assert isinstance(index, int)
+                at.setdefault((source.name, index), []).append(total(errors))
+                continue
+            try:
+                made, found = derive(operator, graph, part, wanted, total(errors), fresh)
+            except NoDerivative as failure:
+                place = operator.line or operator.module or operator.name
+                problems.append(Problem("RG303", f"{operator.target} has no local derivative: {failure}", place))
+                continue
+            calls.extend(made)
+            for read, result in found.items():
+                at.setdefault((read, None), []).append(result)
+    if problems:
+        raise ModelError(problems)
+    # A parameter behind a step function gets no error at all: its update is none.
+    return calls, {key: total(at[value, None]) for value, key in keys.items() if (value, None) in at}
