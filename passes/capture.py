@@ -39,8 +39,8 @@ from reclra_graph.ir.operators import (
     TorchConstant,
 )
 
-# Results of tuple-valued operators that learning reads although the forward pass does not: a dropout's mask (errors pass
-# through the same mask), a batch norm's mean and inverse deviation (its scale learns from the normalised input).
+# Results of tuple-valued operators that learning reads although the forward pass does not: a dropout's mask (errors
+# pass through the same mask), a batch norm's mean and inverse deviation (its scale learns from the normalised input).
 _ALSO_READ = {
     "aten.native_dropout.default": (1,),
     "aten._native_batch_norm_legit_functional.default": (1, 2),
@@ -64,9 +64,13 @@ def _checked(example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     problems = []
     for index, item in enumerate(example_inputs):
         if not isinstance(item, Tensor):
-            problems.append(Problem("RG107", f"example input {index} is a {type(item).__name__}", f"example_inputs[{index}]"))
+            problems.append(
+                Problem("RG107", f"example input {index} is a {type(item).__name__}", f"example_inputs[{index}]")
+            )
         elif item.dim() == 0 or item.shape[0] == 0:
-            problems.append(Problem("RG107", f"example input {index} has no batch dimension", f"example_inputs[{index}]"))
+            problems.append(
+                Problem("RG107", f"example input {index} has no batch dimension", f"example_inputs[{index}]")
+            )
     if not example_inputs:
         problems.append(Problem("RG107", "there are no example inputs", "example_inputs"))
     if problems:
@@ -192,9 +196,7 @@ def _target(node: torch.fx.Node) -> str:
     return f"{module}.{getattr(target, '__name__', str(target))}"
 
 
-def _translate(
-    model: nn.Module, program: ExportedProgram, frontend: str
-) -> tuple[OperatorGraph, dict[str, Tensor]]:
+def _translate(model: nn.Module, program: ExportedProgram, frontend: str) -> tuple[OperatorGraph, dict[str, Tensor]]:
     graph, signature = program.graph, program.graph_signature
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     user_inputs = [spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
@@ -266,7 +268,9 @@ def _translate(
     )
     if result.sample_shape(result.output) is None:
         shape = result.types[result.output].shape
-        to_ir.problems.append(Problem("RG203", f"forward() returns a tensor of shape {shape}, the batch not leading", f"{name}.forward"))
+        to_ir.problems.append(
+            Problem("RG203", f"forward() returns a tensor of shape {shape}, the batch not leading", f"{name}.forward")
+        )
     if to_ir.problems:
         raise ModelError(to_ir.problems)
     return result, constants

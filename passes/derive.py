@@ -40,18 +40,23 @@ class _Fakes:
         self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
 
     def tensor(self, kind: TensorType) -> Tensor:
-        shape = [_BATCH_HINT if size == BATCH else size for size in kind.shape]
-        if not all(isinstance(size, int) for size in shape):
+        if any(isinstance(size, str) and size != BATCH for size in kind.shape):
             raise NoDerivative(f"a size depends on the batch: {kind}")
+        shape = [_BATCH_HINT if size == BATCH else int(size) for size in kind.shape]
         dynamic = [DimDynamic.DUCK if size == BATCH else DimDynamic.STATIC for size in kind.shape]
-        context = StatelessSymbolicContext(dynamic_sizes=dynamic)
+        context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=dynamic)
         source = torch.empty(shape, dtype=getattr(torch, kind.dtype), device="meta")
         fake = self.mode.from_tensor(source, symbolic_context=context)
         return fake
 
 
 def derive(
-    operator: Operator, graph: OperatorGraph, part: int | None, wanted: tuple[str, ...], error: str, new: Callable[[str], str]
+    operator: Operator,
+    graph: OperatorGraph,
+    part: int | None,
+    wanted: tuple[str, ...],
+    error: str,
+    new: Callable[[str], str],
 ) -> tuple[list[Call], dict[str, str]]:
     """Calls that compute the error at the values ``wanted`` of the operator from ``error`` at its output (or at part
     ``part`` of its tuple of outputs), and the name of the result for each. Names of values are the operator graph's;
@@ -78,7 +83,7 @@ def derive(
                 value: Tensor = result if part is None else result[part]
                 return value
 
-            _, pull = torch.func.vjp(forward, *(given[name] for name in wanted))
+            pull = torch.func.vjp(forward, *(given[name] for name in wanted))[1]
             pulled: tuple[Tensor, ...] = pull(e)
             return pulled
 
@@ -86,7 +91,9 @@ def derive(
     except NoDerivative:
         raise
     except Exception as failure:  # the tracer and PyTorch's formulas raise errors of many kinds
-        raise NoDerivative(f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}") from failure
+        raise NoDerivative(
+            f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+        ) from failure
     traced.graph.eliminate_dead_code()
     return _calls(traced.graph, [error, *read], operator, graph, wanted, new)
 
@@ -100,7 +107,12 @@ def _given(argument: Argument, held: dict[str, Any]) -> Any:
 
 
 def _calls(
-    traced: fx.Graph, sources: list[str], operator: Operator, graph: OperatorGraph, wanted: tuple[str, ...], new: Callable[[str], str]
+    traced: fx.Graph,
+    sources: list[str],
+    operator: Operator,
+    graph: OperatorGraph,
+    wanted: tuple[str, ...],
+    new: Callable[[str], str],
 ) -> tuple[list[Call], dict[str, str]]:
     names: dict[fx.Node, Argument] = {}
     calls: list[Call] = []
@@ -157,7 +169,9 @@ def _known_parts(operator: Operator, graph: OperatorGraph) -> dict[int, str]:
     return found
 
 
-def _results(node: fx.Node, names: dict[fx.Node, Argument], operator: Operator, wanted: tuple[str, ...]) -> dict[str, str]:
+def _results(
+    node: fx.Node, names: dict[fx.Node, Argument], operator: Operator, wanted: tuple[str, ...]
+) -> dict[str, str]:
     results = node.args[0]
     assert isinstance(results, (list, tuple))
     found: dict[str, str] = {}

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import sqrt
 
-from reclra_graph.ir.operators import TensorType
+from reclra_graph.ir.operators import Operator, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
@@ -25,6 +26,7 @@ from reclra_graph.passes.printing import argument, call, operator_call, rule_lin
 VERSION = "0.1.0"
 _COLUMN = 68
 _WIDTH = 110
+_WITH_CONSTANTS = '{**model.state_dict(), **torch.load("constants.pt", weights_only=True)}'
 
 
 def emit(schedule: Schedule) -> StepProgram:
@@ -42,7 +44,7 @@ def plain(text: str) -> str:
 
 def _input_names(schedule: Schedule) -> list[str]:
     check = next(item for task in schedule.tasks.tasks for item in task.calls if item.function == "check")
-    return [argument.name for argument in check.args[1:] if hasattr(argument, "name")]
+    return [item.name for item in check.args[1:] if isinstance(item, Ref)]
 
 
 def _head(schedule: Schedule, stamp: str) -> str:
@@ -62,8 +64,8 @@ def _head(schedule: Schedule, stamp: str) -> str:
     lanes = f"{len(schedule.lanes)} lanes" if len(schedule.lanes) > 1 else "one lane"
     docstring = template.DOCSTRING.format(
         model=plain(graph.model), version=VERSION, digest=stamp, wiring=plain(plan.wiring), depth=plan.depth,
-        edges=len(plan.edges), lanes=lanes, note="".join(notes), seed=plan.seed, lr=plan.rates.lr, inputs=", ".join(names),
-        state='{**model.state_dict(), **torch.load("constants.pt", weights_only=True)}' if held else "model.state_dict()",
+        edges=len(plan.edges), lanes=lanes, note="".join(notes), seed=plan.seed, lr=plan.rates.lr,
+        inputs=", ".join(names), state=_WITH_CONSTANTS if held else "model.state_dict()",
     )  # fmt: skip
     tables = template.TABLES.format(
         digest=stamp, synapses=_table(synapses), inputs=_table(inputs), lanes=len(schedule.lanes)
@@ -74,11 +76,13 @@ def _head(schedule: Schedule, stamp: str) -> str:
     else:
         checks = template.CHECK_VALUES.replace("@positions@", repr(list(output.shape)))
         checks += template.CHECK_RANGE if plan.rates.loss == "bce-with-logits" else ""
-    runtime = template.RUNTIME.replace("@seed@", str(plan.seed)).replace("@dtype@", dtype).replace("@check_target@", checks)
+    runtime = (
+        template.RUNTIME.replace("@seed@", str(plan.seed)).replace("@dtype@", dtype).replace("@check_target@", checks)
+    )
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
 
 
-def _table(items: dict[str, tuple[object, ...]]) -> str:
+def _table(items: Mapping[str, tuple[object, ...]]) -> str:
     return "{\n" + "".join(f"    {name!r}: {value!r},\n" for name, value in items.items()) + "}" if items else "{}"
 
 
@@ -90,9 +94,11 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     arguments = ", ".join(names)
     writer = _Writer(schedule, start)
     writer.line("")
-    writer.line(f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, optimise=sgd):")
+    writer.line(
+        f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, optimise=sgd):"
+    )
     writer.depth = 1
-    writer.line(f'"""One training step on a batch; changes P and E in place and returns the loss (a 0-dim tensor)."""')
+    writer.line('"""One training step on a batch; changes P and E in place and returns the loss (a 0-dim tensor)."""')
     given = ", ".join(f"{name!r}: {name}" for name in names)
     writer.line(f"check_inputs({{{given}}}, target, {classes})")
     writer.line(f"B, device = {names[0]}.shape[0], {names[0]}.device")
@@ -112,6 +118,7 @@ class _Writer:
     def __init__(self, schedule: Schedule, start: int) -> None:
         self.schedule = schedule
         self.plan = schedule.tasks.plan
+        self.operators = self.plan.regions.graph.by_name
         self.lines: list[str] = []
         self.start = start
         self.depth = 0
@@ -130,14 +137,18 @@ class _Writer:
         """``target = expression``, over several lines where one would be too long."""
         head = f"{target} = " if target else ""
         text = unparsed(expression)
-        if len(head) + len(text) + 4 * self.depth <= _WIDTH or not (isinstance(expression, ast.Call) and expression.args):
+        if len(head) + len(text) + 4 * self.depth <= _WIDTH or not (
+            isinstance(expression, ast.Call) and expression.args
+        ):
             self.line(head + text, comment)
             return
         inner = [unparsed(item) for item in expression.args]
         inner += [f"{item.arg}={unparsed(item.value)}" for item in expression.keywords]
         self.line(f"{head}{unparsed(expression.func)}(")
         pad = "    " * (self.depth + 1)
-        self.lines.extend(textwrap.wrap(", ".join(inner), _WIDTH, initial_indent=pad, subsequent_indent=pad, break_long_words=False))
+        self.lines.extend(
+            textwrap.wrap(", ".join(inner), _WIDTH, initial_indent=pad, subsequent_indent=pad, break_long_words=False)
+        )
         self.line(")", comment)
 
     def stretch(self, lane: int, actions: list[Action]) -> None:
@@ -167,7 +178,7 @@ class _Writer:
         if many and lane != 0:
             self.depth -= 1
 
-    def title(self, lane: int, actions: list[Action]) -> None:
+    def title(self, lane: int, actions: Sequence[Action]) -> None:
         """A blank line and a heading over what follows."""
         self.line("")
         text = f"-- lane {lane}: {_summary(self.schedule, actions)} "
@@ -178,7 +189,7 @@ class _Writer:
 
     def task(self, task: Task, lane: int) -> None:
         region = self.plan.regions.regions[task.region]
-        heading = _heading(self.plan.regions.graph.by_name, region, task, self.plan.outgoing, self.plan.incoming)
+        heading = self.heading(region, task)
         key = f"{task.kind == 'forward'}:{task.group if task.kind != 'forward' else task.name}"
         if heading and key not in self.headed:
             self.headed.add(key)
@@ -186,6 +197,22 @@ class _Writer:
         self.first[task.name] = self.start + len(self.lines) + 1
         for item in task.calls:
             self.call(item, lane)
+
+    def heading(self, region: Region, task: Task) -> tuple[str, str] | None:
+        """The comment above a task: what it is, and the model's own line."""
+        if task.kind == "forward":
+            shown = list(dict.fromkeys(_module(self.operators[name]) for name in region.operators))
+            shown = [text for text in shown if text]
+            more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+            return f"r{region.id}: {', '.join(shown[:6]) or region.kind}{more}", plain(region.line)
+        if task.kind == "displace":
+            sources = ", ".join(f"r{edge.source}" for edge in self.plan.incoming.get(region.id, ()))
+            return f"r{region.id}: target, from {sources}", ""
+        if task.kind == "update":
+            return f"r{region.id}: update", ""
+        if task.kind == "optimise" and task.group.startswith("optimise:"):
+            return f"a parameter that several layers share: {plain(task.group.partition(':')[2])}", ""
+        return None
 
     def call(self, item: Call, lane: int) -> None:
         def read(value: str) -> ast.expr:
@@ -201,7 +228,8 @@ class _Writer:
             self.line(unparsed(call("check", [argument(value, read) for value in item.args])))
         elif item.function == "optimise":
             store, delta = item.args[0], item.args[1]
-            assert hasattr(store, "name") and hasattr(delta, "name")
+            assert isinstance(store, Ref)
+            assert isinstance(delta, Ref)
             written = [ast.Name(store.name[0], ast.Load()), ast.Constant(store.name[2:-1]), read(delta.name)]
             self.line(unparsed(call("optimise", [*written, ast.Name("lr", ast.Load())])))
         elif item.function.startswith("rules."):
@@ -210,8 +238,12 @@ class _Writer:
                 self.statement(target, expression, str(kind) if kind else "")
         else:
             args = [argument(value, read) for value in item.args]
-            written_call = operator_call(item.function, args, {key: argument(value, read) for key, value in item.kwargs})
-            kinds = [kind for kind, result in zip(item.types, item.results, strict=False) if kind is not None and result]
+            written_call = operator_call(
+                item.function, args, {key: argument(value, read) for key, value in item.kwargs}
+            )
+            kinds = [
+                kind for kind, result in zip(item.types, item.results, strict=False) if kind is not None and result
+            ]
             results = ", ".join(result or "_" for result in item.results)
             self.statement(results, written_call, _comment(kinds))
 
@@ -220,7 +252,7 @@ def _comment(kinds: list[TensorType]) -> str:
     return str(kinds[0]) if kinds else ""
 
 
-def _summary(schedule: Schedule, actions: list[Action]) -> str:
+def _summary(schedule: Schedule, actions: Sequence[Action]) -> str:
     """What a stretch of a lane does, in a few words."""
     kinds: dict[str, dict[int, None]] = {}
     for action in actions:
@@ -240,25 +272,5 @@ def _summary(schedule: Schedule, actions: list[Action]) -> str:
     return "; ".join(parts) or "wait for all lanes"
 
 
-def _heading(
-    operators: dict[str, object], region: Region, task: Task, outgoing: object, incoming: dict[int, tuple[object, ...]]
-) -> tuple[str, str] | None:
-    """The comment above a task: what it is, and the model's own line."""
-    if task.kind == "forward":
-        modules: dict[str, None] = {}
-        for name in region.operators:
-            operator = operators[name]
-            path, kind = getattr(operator, "module", ""), getattr(operator, "module_class", "")
-            if path:
-                modules[f"{plain(path)} {plain(kind)}"] = None
-        shown = list(modules)
-        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-        return f"r{region.id}: {', '.join(shown[:6]) or region.kind}{more}", plain(region.line)
-    if task.kind == "displace":
-        sources = ", ".join(f"r{getattr(edge, 'source', '')}" for edge in incoming.get(region.id, ()))
-        return f"r{region.id}: target, from {sources}", ""
-    if task.kind == "update":
-        return f"r{region.id}: update", ""
-    if task.kind == "optimise" and task.group.startswith("optimise:"):
-        return f"a parameter that several layers share: {plain(task.group.partition(':')[2])}", ""
-    return None
+def _module(operator: Operator) -> str:
+    return f"{plain(operator.module)} {plain(operator.module_class)}" if operator.module else ""

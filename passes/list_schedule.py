@@ -46,7 +46,7 @@ def list_schedule(jobs: Sequence[Job], lanes: int) -> dict[str, Placed]:
     ready = [(order[job.name], job.name) for job in jobs if waits[job.name] == 0]
     heapq.heapify(ready)
     running: list[tuple[int, str]] = []
-    free = list(range(lanes))
+    free = list(range(min(lanes, len(jobs))))
     placed: dict[str, Placed] = {}
     now = 0
     while ready or running:

@@ -2,14 +2,15 @@
 
 Before:  regions and error edges.
 After:   forward tasks region by region, the loss with e_L, and for every region that an error reaches: displace
-         (d = E e_j, Eq. 3), target (y = φ(h − β d), Eq. 3), error (e = mismatch(z, y), Eq. 4), update (ΔW, Eq. 5, and ΔE,
-         Eq. 6) and optimise. A parameter that several regions share is optimised once, from the sum. Two tasks that
-         touch the same storage, one of them writing, are ordered by an edge.
+         (d = E e_j, Eq. 3), target (y = φ(h − β d), Eq. 3), error (e = mismatch(z, y), Eq. 4), update (ΔW, Eq. 5, and
+         ΔE, Eq. 6) and optimise. A parameter that several regions share is optimised once, from the sum. Two tasks
+         that touch the same storage, one of them writing, are ordered by an edge.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -18,7 +19,7 @@ from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Edge, WiringPlan
 from reclra_graph.passes.local import FRESH, local_derivatives
-from reclra_graph.passes.names import Namer, value_names
+from reclra_graph.passes.names import value_names
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import ERROR, carry, update
 
@@ -74,17 +75,21 @@ class _Lowering:
             return tuple(self._renamed(item) for item in argument)
         return argument  # type: ignore[no-any-return]
 
-    def _add(self, name: str, kind: str, region: int, group: str, calls: list[Call], cost: int = 0, flops: int = 0) -> None:
+    def _add(
+        self, name: str, kind: str, region: int, group: str, calls: list[Call], cost: int = 0, flops: int = 0
+    ) -> None:
         written = [result for call in calls for result in call.results if result]
         stored = [_stored(call) for call in calls]
         written += [item for item in stored if item]
         read = dict.fromkeys(name for call in calls for name in references(call.args) + references(call.kwargs))
         made = {result for call in calls for result in call.results}
         reads = tuple(item for item in read if item not in made and item not in ("_", "B", "beta", "gamma", "lr"))
-        self.tasks.append(Task(name, kind, region, group, tuple(calls), reads, tuple(dict.fromkeys(written)), cost, flops))
+        self.tasks.append(
+            Task(name, kind, region, group, tuple(calls), reads, tuple(dict.fromkeys(written)), cost, flops)
+        )
 
     def _bookkeeping(self) -> set[str]:
-        """Operators that only turn an old buffer into its new value (counting batches): done after the loss is checked."""
+        """Operators that only turn an old buffer into its new value (counting batches): done after the loss's check."""
         updated = {buffer.updated for buffer in self.graph.buffers if buffer.updated}
         buffers = {buffer.name for buffer in self.graph.buffers}
         return {
@@ -106,7 +111,9 @@ class _Lowering:
                 parts.setdefault(operator.reads[0], {})[index] = self.names[name]
         for name in names:
             operator = self.graph.by_name[name]
-            if self.names.get(name) == "B" or (operator.target == "operator.getitem" and self._tuple(operator.reads[0])):
+            if self.names.get(name) == "B" or (
+                operator.target == "operator.getitem" and self._tuple(operator.reads[0])
+            ):
                 continue
             args, kwargs = self._renamed(operator.args), self._renamed(operator.kwargs)
             assert isinstance(args, tuple)
@@ -166,7 +173,9 @@ class _Lowering:
             calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (displacement,), (kind,)))
         self.moved = getattr(self, "moved", {})
         self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
-        self._add(f"displace:{number}", "displace", number, group, calls, 0, sum(2 * prod(edge.shape) for edge in edges))
+        self._add(
+            f"displace:{number}", "displace", number, group, calls, 0, sum(2 * prod(edge.shape) for edge in edges)
+        )
         h, z, y = self.names[region.pre], self.names[region.post], self.namer.new(f"y{number}")
         chain = tuple(self._link(region, place) for place in range(len(region.activation)))
         shift = Call("rules.target.target", (Ref(h), Ref(displacement), Ref("beta"), chain), (), (y,), (kind,))
@@ -174,7 +183,13 @@ class _Lowering:
         error = self.errors[number] = self.namer.new(f"e{number}")
         first = self.namer.new(f"m{number}") if rates.gain else error
         calls = [
-            Call("rules.discrepancy.mismatch", (Ref(z), Ref(y), rates.norm, rates.kappa_of(number)), (), (first,), (kind,))
+            Call(
+                "rules.discrepancy.mismatch",
+                (Ref(z), Ref(y), rates.norm, rates.kappa_of(number)),
+                (),
+                (first,),
+                (kind,),
+            )
         ]
         if rates.gain:
             calls.append(Call("rules.discrepancy.gained", (Ref(first), Ref("beta")), (), (error,), (kind,)))
@@ -229,12 +244,12 @@ class _Lowering:
         values = {item.key: item for item in self.graph.parameters}
         for item in region.updates:
             route = (*item.path, item.operator)
-            for over, value in zip(route, route[1:], strict=False):
+            for over, value in pairwise(route):
                 if value not in at:
                     at[value] = self._carried(region, over, value, at[over], calls)
             operator = self.graph.by_name[item.operator]
             call = update(operator, self.graph, item.position)
-            assert call is not None and call.function == item.rule
+            assert call is not None, item
             delta = self._delta(item.parameter, region)
             args = self._placed(call.args, at[item.operator])
             calls.append(Call(call.function, args, (), (delta,), (values[item.parameter].type,)))
@@ -264,14 +279,20 @@ class _Lowering:
         values = {item.key: item for item in self.graph.parameters}
         for key, result in found.items():
             delta = self._delta(key, region)
-            mean = Call("rules.carry.divided", (self._local_names(Ref(result)), Ref("B")), (), (delta,), (values[key].type,))
+            mean = Call(
+                "rules.carry.divided", (self._local_names(Ref(result)), Ref("B")), (), (delta,), (values[key].type,)
+            )
             calls.append(mean)
             self._owned(key, delta, learned)
         return calls, learned
 
     def _local_names(self, argument: Any) -> Any:
         if isinstance(argument, Ref):
-            return Ref(argument.name.removeprefix(FRESH) if argument.name.startswith(FRESH) else self.names.get(argument.name, argument.name))
+            return Ref(
+                argument.name.removeprefix(FRESH)
+                if argument.name.startswith(FRESH)
+                else self.names.get(argument.name, argument.name)
+            )
         return tuple(self._local_names(item) for item in argument) if isinstance(argument, tuple) else argument
 
     def _placed(self, args: tuple[Argument, ...], error: str) -> tuple[Argument, ...]:
@@ -319,7 +340,9 @@ class _Lowering:
         calls = self._operator_calls(tuple(item.name for item in self.graph.operators if item.name in late))
         for buffer in self.graph.buffers:
             if buffer.updated is not None:
-                calls.append(Call("aten.copy_.default", (Ref(self.names[buffer.name]), Ref(self.names[buffer.updated]))))
+                calls.append(
+                    Call("aten.copy_.default", (Ref(self.names[buffer.name]), Ref(self.names[buffer.updated])))
+                )
         if calls:
             # Read of the loss: running statistics move only after the loss was found finite.
             calls.append(Call("after", (Ref("loss"),)))

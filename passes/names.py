@@ -15,7 +15,8 @@ from reclra_graph.rules.operators import short
 RESERVED = frozenset(
     {
         "torch", "F", "P", "E", "C", "B", "lr", "beta", "gamma", "lanes", "here", "loss", "target", "optimise", "step",
-        "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib", "aten", "math", "operator", "constants", "record", "wait", "lane", "self", "print", "device",
+        "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib",
+        "aten", "math", "operator", "constants", "record", "wait", "lane", "self", "print", "device",
     }
 )  # fmt: skip
 
@@ -70,7 +71,7 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
     for index, item in enumerate(graph.inputs):
         fallback = "x" if len(graph.inputs) == 1 else f"x{index + 1}"
         names[item.name] = namer.new(identifier(item.name, fallback))
-    for held in (*graph.parameters, *graph.buffers):
+    for held in graph.held:
         names[held.name] = f"P[{held.key}]"
     for region in regions.regions:
         if region.kind != "input":
@@ -89,9 +90,9 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
             if operator.target == "operator.getitem":
                 source = graph.by_name.get(operator.reads[0])
                 parts = _PARTS.get(short(source.target), ()) if source else ()
-                index = operator.args[1]
-                label = parts[index] if isinstance(index, int) and index < len(parts) and parts[index] else "part"
-                if index == 0 and source:
+                part = operator.args[1]
+                label = parts[part] if isinstance(part, int) and part < len(parts) and parts[part] else "part"
+                if part == 0 and source:
                     label = _SHORT.get(short(source.target), "part")
             names[name] = namer.new(f"{identifier(label + '_', 'v_').rstrip('_')}{region.id}")
     return names, namer

@@ -12,7 +12,7 @@ After:   regions. A region starts at a parametrised operator; it takes in what f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import Operator, OperatorGraph
@@ -48,7 +48,9 @@ def partition(graph: OperatorGraph) -> RegionGraph:
     regions, output = _number(graph, grown)
     result = _with_updates(graph, regions, output)
     if not any(region.learns for region in result.regions):
-        raise ModelError(Problem("RG302", "no parameter that requires grad is used on the way to the output", graph.model))
+        raise ModelError(
+            Problem("RG302", "no parameter that requires grad is used on the way to the output", graph.model)
+        )
     return result
 
 
@@ -71,7 +73,9 @@ def find_blocks(graph: OperatorGraph) -> tuple[str, ...]:
         repeated = [
             path
             for path, kind in holders
-            if kinds.count(kind) > 1 and kind not in ("ModuleList", "ModuleDict") and (containers or kind != "Sequential")
+            if kinds.count(kind) > 1
+            and kind not in ("ModuleList", "ModuleDict")
+            and (containers or kind != "Sequential")
         ]
         outermost = [path for path in repeated if not any(path.startswith(other + ".") for other in repeated)]
         if len(outermost) > 1:
@@ -101,7 +105,11 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[_Open]:
         if operator.name in graph.without_data:
             continue
         parametrised = bool(parameters_read(operator, graph) or derived_read(operator, graph))
-        grows = mine and len(mine) == len(arriving) and (not parametrised or short(operator.target) in NORMS or len(data) == 1)
+        grows = (
+            mine
+            and len(mine) == len(arriving)
+            and (not parametrised or short(operator.target) in NORMS or len(data) == 1)
+        )
         joins = grows and all(carry(operator, graph, region.end) is not None for region in mine)
         if operator.target == "operator.getitem" and operator.args[1] != 0:
             continue
@@ -135,7 +143,11 @@ def _only_user(graph: OperatorGraph, value: str, operator: Operator) -> bool:
     users = [graph.by_name[name] for name in graph.users.get(value, ())]
     if graph.by_name[value].types:
         users = [user for user in users if user.args[1:] == (0,)]
-    counted = {user.name for user in users if not (user.target.startswith("aten.sym_") or user.type is None and not user.types)}
+    counted = {
+        user.name
+        for user in users
+        if not (user.target.startswith("aten.sym_") or (user.type is None and not user.types))
+    }
     return counted == {operator.name} and value != graph.output
 
 
@@ -165,21 +177,37 @@ def _number(graph: OperatorGraph, grown: list[_Open]) -> tuple[tuple[Region, ...
 
     problems: list[Problem] = []
     first = graph.inputs[0]
-    head = Region(0, "input", "input", tuple(members.get(0, ())), first.name, (), first.name, graph.sample_shape(first.name) or ())
+    head = Region(
+        0, "input", "input", tuple(members.get(0, ())), first.name, (), first.name, graph.sample_shape(first.name) or ()
+    )
     regions = [head]
     blocks_end: dict[str, int] = {region.block: number for number, region in enumerate(grown, start=1)}
     for number, region in enumerate(grown, start=1):
         shape = graph.sample_shape(region.end)
         if shape is None:
             found = graph.types[region.end].shape
-            problems.append(Problem("RG305", f"{region.first.module or region.end} gives a tensor of shape {found}", region.first.line))
+            problems.append(
+                Problem(
+                    "RG305", f"{region.first.module or region.end} gives a tensor of shape {found}", region.first.line
+                )
+            )
             continue
         ends = region.block != "" and blocks_end[region.block] == number
         regions.append(
             Region(
-                number, region.first.module or region.first.name, "layer", tuple(members[number]), region.end, region.activation,
-                region.post, shape, (), region.block, ends, region.first.line,
-            )  # fmt: skip
+                number,
+                region.first.module or region.first.name,
+                "layer",
+                tuple(members[number]),
+                region.end,
+                region.activation,
+                region.post,
+                shape,
+                (),
+                region.block,
+                ends,
+                region.first.line,
+            )
         )
     if problems:
         raise ModelError(problems)
@@ -189,7 +217,19 @@ def _number(graph: OperatorGraph, grown: list[_Open]) -> tuple[tuple[Region, ...
     final = graph.by_name.get(graph.output)
     name = (final.module or final.name) if final else graph.output
     shape = graph.sample_shape(graph.output) or ()
-    regions.append(Region(number, name, "output", tuple(members.get(number, ())), graph.output, (), graph.output, shape, line=final.line if final else ""))
+    regions.append(
+        Region(
+            number,
+            name,
+            "output",
+            tuple(members.get(number, ())),
+            graph.output,
+            (),
+            graph.output,
+            shape,
+            line=final.line if final else "",
+        )
+    )
     return tuple(regions), number
 
 
@@ -213,13 +253,7 @@ def _with_updates(graph: OperatorGraph, regions: tuple[Region, ...], output: int
         for item in graph.parameters
         if item.key not in used
     ]
-    done = tuple(
-        Region(
-            region.id, region.name, region.kind, region.operators, region.pre, region.activation, region.post, region.shape,
-            tuple(found.get(region.id, ())), region.block, region.ends_block, region.line,
-        )  # fmt: skip
-        for region in regions
-    )
+    done = tuple(replace(region, updates=tuple(found.get(region.id, ()))) for region in regions)
     return RegionGraph(graph, done, output, tuple(frozen))
 
 
@@ -243,7 +277,7 @@ def _updates(graph: OperatorGraph, operator: Operator, path: tuple[str, ...] | N
 
 
 def _paths(graph: OperatorGraph, region: Region) -> dict[str, tuple[str, ...]]:
-    """For each operator that an error reaches from the pre-activation: the operators on the way, nearest to it first."""
+    """For each operator that an error reaches from the pre-activation: the operators on the way, nearest first."""
     if region.kind != "layer":
         return {}
     paths: dict[str, tuple[str, ...]] = {region.pre: ()}

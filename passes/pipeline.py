@@ -54,7 +54,7 @@ class _Clock:
 def compile_model(
     model: nn.Module, example_inputs: tuple[Tensor, ...], options: Options, progress: Progress | None = None
 ) -> Compilation:
-    """All passes over a model. Raises UsageError for impossible options, ModelError for a model that cannot be compiled."""
+    """All passes over a model. Raises UsageError for impossible options, ModelError for impossible models."""
     problems = options.problems()
     if problems:
         raise UsageError(problems)

@@ -25,18 +25,22 @@ from reclra_graph.ir.tasks import Call
 from reclra_graph.rules import rule
 
 _BINARY: dict[str, ast.operator] = {
-    "add": ast.Add(), "sub": ast.Sub(), "mul": ast.Mult(), "truediv": ast.Div(), "div": ast.Div(), "matmul": ast.MatMult(),
-    "floordiv": ast.FloorDiv(), "mod": ast.Mod(), "pow": ast.Pow(),
+    "add": ast.Add(), "sub": ast.Sub(), "mul": ast.Mult(), "truediv": ast.Div(), "div": ast.Div(),
+    "matmul": ast.MatMult(), "floordiv": ast.FloorDiv(), "mod": ast.Mod(), "pow": ast.Pow(),
 }  # fmt: skip
 _FUNCTIONAL = {
-    "linear", "conv1d", "conv2d", "conv3d", "gelu", "silu", "elu", "selu", "relu6", "hardtanh", "leaky_relu", "softplus",
-    "mish", "hardswish", "hardsigmoid", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "celu", "logsigmoid",
+    "linear", "conv1d", "conv2d", "conv3d", "gelu", "silu", "elu", "selu", "relu6", "hardtanh", "leaky_relu",
+    "softplus", "mish", "hardswish", "hardsigmoid", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "celu",
+    "logsigmoid",
 }  # fmt: skip
 _TORCH = {
-    "relu", "tanh", "sigmoid", "sign", "exp", "log", "sqrt", "rsqrt", "abs", "sin", "cos", "erf", "cat", "stack", "bernoulli",
-    "where", "matmul", "bmm", "mm", "addmm",
+    "relu", "tanh", "sigmoid", "sign", "exp", "log", "sqrt", "rsqrt", "abs", "sin", "cos", "erf", "cat", "stack",
+    "bernoulli", "where", "matmul", "bmm", "mm", "addmm",
 }  # fmt: skip
-_METHODS = {"view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "expand", "contiguous", "copy_", "mean", "sum", "t"}
+_METHODS = {
+    "view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "expand", "contiguous", "copy_", "mean",
+    "sum", "t",
+}  # fmt: skip
 _FUNCTIONAL_LIMITS = {"elu": 2}  # F.elu knows fewer arguments than the operator behind it
 
 Read = Callable[[str], ast.expr]
@@ -76,7 +80,7 @@ def _literal(value: Any) -> ast.expr:
 
 
 def operator_call(target: str, args: list[ast.expr], kwargs: dict[str, ast.expr]) -> ast.expr:
-    """An ATen or Python operator as people write it; in full (``torch.ops.aten…``) where that is not sure to be the same."""
+    """An ATen or Python operator as people write it; in full (``aten.…``) where that is not sure to be the same."""
     space, _, rest = target.partition(".")
     short, _, overload = rest.partition(".")
     if space == "operator":
@@ -140,7 +144,9 @@ def rule_lines(item: Call, read: Read, result: str) -> list[tuple[str, ast.expr]
 
 def _is_chain(value: Any) -> bool:
     """Whether a tuple is a chain of operators (rules.operators.Chain), which a rule takes as it is."""
-    return bool(value) and all(isinstance(link, tuple) and len(link) == 3 and isinstance(link[0], str) for link in value)
+    return bool(value) and all(
+        isinstance(link, tuple) and len(link) == 3 and isinstance(link[0], str) for link in value
+    )
 
 
 def _node(node: fx.Node, written: dict[fx.Node, ast.expr]) -> ast.expr:
@@ -181,7 +187,9 @@ def _value(value: Any, written: dict[fx.Node, ast.expr]) -> ast.expr:
     if isinstance(value, list):
         return ast.List([_value(item, written) for item in value], ast.Load())
     if isinstance(value, slice):
-        return ast.Slice(*(None if item is None else _value(item, written) for item in (value.start, value.stop, value.step)))
+        return ast.Slice(
+            *(None if item is None else _value(item, written) for item in (value.start, value.stop, value.step))
+        )
     if value is Ellipsis:
         return ast.Constant(...)
     if isinstance(value, torch.dtype):

@@ -1,10 +1,10 @@
 """TaskGraph → Schedule: place the tasks on lanes and synchronise them.
 
 Before:  tasks and the order they must keep.
-After:   for every lane a queue, by list scheduling in the unit-cost model (the forward pass runs on lane 0 before it);
-         Record and Wait wherever a value crosses lanes and the wait does not follow from an earlier one; Copy for values
-         that cross devices; Free for values that one lane made and alone read, after their last use; and one order for
-         the host in which no Wait comes before its Record. Lane 0 waits for every other lane at the end.
+After:   for every lane a queue, by list scheduling in the unit-cost model (the forward pass runs on lane 0 before
+         it); Record and Wait wherever a value crosses lanes and the wait does not follow from an earlier one; Copy for
+         values that cross devices; Free for values that one lane made and alone read, after their last use; and one
+         order for the host in which no Wait comes before its Record. Lane 0 waits for every other lane at the end.
 """
 
 from __future__ import annotations
@@ -194,7 +194,9 @@ def _with_frees(tasks: TaskGraph, actions: list[Action], lane_of: dict[str, int]
         pending.extend(ending.get(action.task, ()))
         task = tasks.by_name[action.task]
         following = next((item for item in actions[index + 1 :] if not isinstance(item, Record)), None)
-        same = isinstance(following, Run) and tasks.by_name[following.task].group == task.group and task.group != "forward"
+        same = (
+            isinstance(following, Run) and tasks.by_name[following.task].group == task.group and task.group != "forward"
+        )
         if pending and not same:
             result.append(Free(tuple(pending), lane_of[action.task]))
             pending = []

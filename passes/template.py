@@ -130,21 +130,21 @@ def check(loss, *inputs):
 
 '''
 
-CHECK_CLASSES = '''    wanted = [size, *@positions@]
+CHECK_CLASSES = """    wanted = [size, *@positions@]
     if list(target.shape) != wanted or target.dtype != torch.int64:
         given = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
         raise ValueError(f"RG602 the target is {given}, not int64 class indices of shape {wanted}")
     if target.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
         low, high = int(target.min()), int(target.max())
         raise ValueError(f"RG603 classes lie between {low} and {high}, not between 0 and {classes - 1}")
-'''
+"""
 
-CHECK_VALUES = '''    wanted = [size, *@positions@]
+CHECK_VALUES = """    wanted = [size, *@positions@]
     if list(target.shape) != wanted or not target.is_floating_point():
         given = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
         raise ValueError(f"RG602 the target is {given}, not floating-point of shape {wanted}")
-'''
+"""
 
-CHECK_RANGE = '''    if target.device.type == "cpu" and not bool(((target >= 0) & (target <= 1)).all()):
+CHECK_RANGE = """    if target.device.type == "cpu" and not bool(((target >= 0) & (target <= 1)).all()):
         raise ValueError("RG603 targets of binary cross-entropy lie between 0 and 1")
-'''
+"""

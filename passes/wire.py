@@ -38,7 +38,7 @@ class _Wiring:
 
 
 def wire(regions: RegionGraph, options: Options) -> WiringPlan:
-    """The wiring plan. Raises ModelError with everything wrong about depth, relays and edges (RG402–RG404, RG407, RG408)."""
+    """The wiring plan. Raises ModelError with all that is wrong about depth, relays and edges (RG304, RG402–RG408)."""
     relays, problems = _relays(regions, options)
     problems += _depth_problems(regions, options) + _strict_problems(regions, options)
     if problems:
@@ -72,8 +72,8 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
 
 def _rates(options: Options) -> Rates:
     return Rates(
-        options.beta, options.gamma, options.kappa, options.norm, options.sign, options.gain, options.loss, options.optimizer,
-        options.lr,
+        options.beta, options.gamma, options.kappa, options.norm, options.sign, options.gain, options.loss,
+        options.optimizer, options.lr,
     )  # fmt: skip
 
 
@@ -108,7 +108,9 @@ def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | N
 def _depth_problems(regions: RegionGraph, options: Options) -> list[Problem]:
     most = len(_supported(regions))
     if isinstance(options.depth, int) and options.depth > max(most, 1):
-        return [Problem("RG402", f"depth {options.depth} is more than the {most} regions below the output allow", "depth")]
+        return [
+            Problem("RG402", f"depth {options.depth} is more than the {most} regions below the output allow", "depth")
+        ]
     return []
 
 
@@ -120,7 +122,7 @@ def _strict_problems(regions: RegionGraph, options: Options) -> list[Problem]:
     return [
         Problem(
             "RG304",
-            f"{update.parameter} is read by {graph.by_name[update.operator].target}, for which there is no analytic rule",
+            f"{update.parameter} is read by {graph.by_name[update.operator].target}, which has no analytic rule",
             graph.by_name[update.operator].line or graph.by_name[update.operator].module or update.operator,
         )
         for region in regions.regions
@@ -207,7 +209,7 @@ def _chain(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
 
 
 def _relayed(regions: RegionGraph, relays: Sequence[int], depth: int) -> tuple[tuple[int, int], ...]:
-    """Every region hangs on the nearest relay that it flows into; the relays form a tree of depth − 1 below the output."""
+    """Every region hangs on the nearest relay that it flows into; relays form a tree of depth − 1 below the output."""
     ahead = _reachable(regions)
     parents = _tree(list(relays), regions.output, depth - 1)
     for region in _supported(regions):
@@ -279,9 +281,13 @@ def _explicit(regions: RegionGraph, wiring: str | Iterable[str]) -> tuple[tuple[
         source, target = int(ends[0]), int(ends[1])
         unknown = [number for number in (source, target) if number not in allowed]
         if unknown:
-            problems.append(Problem("RG404", f"edge {item}: there is no region {unknown[0]} with error neurons", "wiring"))
+            problems.append(
+                Problem("RG404", f"edge {item}: there is no region {unknown[0]} with error neurons", "wiring")
+            )
         elif target == regions.output:
-            problems.append(Problem("RG404", f"edge {item} leads into the output, whose error comes from the loss", "wiring"))
+            problems.append(
+                Problem("RG404", f"edge {item} leads into the output, whose error comes from the loss", "wiring")
+            )
         elif (source, target) in pairs:
             problems.append(Problem("RG404", f"edge {item} is given twice", "wiring"))
         else:
@@ -303,7 +309,8 @@ def _unsound(regions: RegionGraph, pairs: Sequence[tuple[int, int]]) -> list[Pro
     dead = [region for region in _supported(regions) if region.id not in reached]
     unfed = sorted({source for source, _ in pairs if source != regions.output and source not in reached})
     return [
-        Problem("RG407", f"no error reaches region {region.id} ({region.name})", region.line or region.name) for region in dead
+        Problem("RG407", f"no error reaches region {region.id} ({region.name})", region.line or region.name)
+        for region in dead
     ] + [
         Problem("RG407", f"no error reaches region {number}, which should send one on", "wiring")
         for number in unfed
@@ -337,7 +344,7 @@ def _sources(pairs: Sequence[tuple[int, int]], output: int) -> tuple[int, ...]:
 
 
 def unit_jobs(regions: RegionGraph, pairs: Sequence[tuple[int, int]]) -> list[Job]:
-    """The jobs of the unit-cost model: a target for every region that an error reaches, an update for each that learns."""
+    """Jobs of the unit-cost model: a target for every region that an error reaches, an update for each that learns."""
     incoming: dict[int, list[int]] = {}
     for source, target in pairs:
         incoming.setdefault(target, []).append(source)
@@ -375,5 +382,3 @@ def _why(winner: Candidate, wiring: _Wiring, candidates: Sequence[Candidate], op
 
 def _less(mine: int, other: int) -> str:
     return f"it needs less synapse memory ({mine} bytes, not {other})" if mine < other else ""
-
-

@@ -49,7 +49,8 @@ def compile(  # named as torch.compile is
         that pass errors on. wiring: "auto", "flat", "chain", "blocks", or edges as "9->5" or (9, 5).
     rule: learning of the error synapses, "eq6" or "fixed". beta, gamma: β and γ of the rule. kappa: region id → κ_i.
     norm: p = q of the discrepancy, 2 or 1. sign: of Eq. 6, "descend" or "printed". gain: divide e_i by β.
-    loss: "cross-entropy", "mse" (half the squared distance) or "bce-with-logits". optimizer, lr: of ``step(x, target)``.
+    loss: "cross-entropy", "mse" (half the squared distance) or "bce-with-logits".
+    optimizer, lr: of ``step(x, target)``.
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     progress: told the name of each pass as it starts.
 
@@ -58,8 +59,8 @@ def compile(  # named as torch.compile is
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     edges = wiring if isinstance(wiring, str) else tuple(_edge(item) for item in wiring)
     options = Options(
-        gpus, depth, None if relays is None else tuple(relays), edges, rule, beta, gamma, tuple(sorted((kappa or {}).items())),
-        norm, sign, gain, loss, optimizer, lr, update, strict, seed,
+        gpus, depth, None if relays is None else tuple(relays), edges, rule, beta, gamma,
+        tuple(sorted((kappa or {}).items())), norm, sign, gain, loss, optimizer, lr, update, strict, seed,
     )  # fmt: skip
     found = compile_model(model, inputs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)

@@ -17,13 +17,22 @@ from dataclasses import dataclass
 
 CODES: dict[str, tuple[str, str]] = {
     # code: (name, remedy)
-    "RG101": ("file-not-found", "Check the path; a model file is a Python file that offers `model` or `build_model()`."),
+    "RG101": (
+        "file-not-found",
+        "Check the path; a model file is a Python file that offers `model` or `build_model()`.",
+    ),
     "RG102": ("not-python", "Give a .py file that Python can parse, or `package.module:factory`."),
     "RG103": ("import-failed", "Run the file by itself with `python FILE` and mend what it raises."),
     "RG104": ("no-model", "Define `model = ...` (an nn.Module) or `def build_model()` at the top level of the file."),
     "RG105": ("several-models", "Name one of them `model`, or offer a `build_model()`."),
-    "RG106": ("no-example-inputs", "Define `example_inputs = (tensor, ...)` in the file, or pass `--input 64x1x28x28`."),
-    "RG107": ("bad-example-inputs", "Example inputs are a tuple of tensors, the first dimension of each being the batch."),
+    "RG106": (
+        "no-example-inputs",
+        "Define `example_inputs = (tensor, ...)` in the file, or pass `--input 64x1x28x28`.",
+    ),
+    "RG107": (
+        "bad-example-inputs",
+        "Example inputs are a tuple of tensors, the first dimension of each being the batch.",
+    ),
     "RG108": ("bad-input-shape", "Write a shape as numbers joined by x, e.g. `--input 64x1x28x28`."),
     "RG109": ("factory-failed", "Call the factory by itself and mend what it raises; it must return an nn.Module."),
     "RG201": ("inputs-rejected", "Call `model(*example_inputs)` by itself; it must run in train mode."),
@@ -32,8 +41,14 @@ CODES: dict[str, tuple[str, str]] = {
     "RG204": ("unsupported-value", "Only tensors and numbers can travel through a compiled step."),
     "RG205": ("custom-operator", "Only PyTorch's own operators run in a file that imports torch alone."),
     "RG301": ("no-parameters", "There is nothing to train: give a model with parameters."),
-    "RG302": ("nothing-learns", "Set requires_grad on the parameters that should learn, in layers that reach the output."),
-    "RG303": ("no-update-rule", "Rewrite the line with a layer that has a rule (docs/limits.md lists them), or freeze it."),
+    "RG302": (
+        "nothing-learns",
+        "Set requires_grad on the parameters that should learn, in layers that reach the output.",
+    ),
+    "RG303": (
+        "no-update-rule",
+        "Rewrite the line with a layer that has a rule (docs/limits.md lists them), or freeze it.",
+    ),
     "RG304": ("local-vjp-refused", "Drop strict=True, or rewrite the layer with operators that have an analytic rule."),
     "RG305": ("batch-not-leading", "Keep the batch as the first dimension of every layer's output."),
     "RG401": ("bad-gpus", "Ask for at least one GPU: `--gpus 1`."),
@@ -44,7 +59,10 @@ CODES: dict[str, tuple[str, str]] = {
     "RG406": ("bad-target", "Give targets as the loss expects them."),
     "RG407": ("dead-region", "Give the region an incoming error edge, so that it is reached from the output."),
     "RG408": ("error-cycle", "Error edges must form no cycle: an error never returns to its source."),
-    "RG501": ("invariant-broken", "This is a bug in reclra-graph (or an edited file); please report it with the model."),
+    "RG501": (
+        "invariant-broken",
+        "This is a bug in reclra-graph (or an edited file); please report it with the model.",
+    ),
     "RG601": ("input-shape", "Feed inputs with the shapes and dtypes that the step was compiled for."),
     "RG602": ("target-shape", "Feed targets with the shape and dtype that the loss expects."),
     "RG603": ("target-range", "Class indices lie between 0 and the number of classes minus one."),

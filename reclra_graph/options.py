@@ -56,7 +56,9 @@ class Options:
         if not _whole(self.gpus) or self.gpus < 1:
             found.append(Problem("RG401", f"gpus is {self.gpus!r}, not a whole number of at least 1", "gpus"))
         if self.depth != "auto" and (not _whole(self.depth) or int(self.depth) < 1):
-            found.append(Problem("RG402", f"depth is {self.depth!r}, not 'auto' or a whole number of at least 1", "depth"))
+            found.append(
+                Problem("RG402", f"depth is {self.depth!r}, not 'auto' or a whole number of at least 1", "depth")
+            )
         if isinstance(self.wiring, str) and self.wiring not in WIRINGS and "->" not in self.wiring:
             found.append(Problem("RG404", f"there is no wiring named {self.wiring!r}", "wiring"))
         for name, value, allowed in (

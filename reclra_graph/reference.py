@@ -7,6 +7,7 @@ edges, and knows nothing of tasks, lanes or emitted code: it is what those are t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -33,14 +34,19 @@ def reference_step(
 
 class _Step:
     def __init__(
-        self, plan: WiringPlan, parameters: dict[str, Tensor], synapses: dict[str, Tensor], inputs: Sequence[Tensor], y: Tensor
+        self,
+        plan: WiringPlan,
+        parameters: dict[str, Tensor],
+        synapses: dict[str, Tensor],
+        inputs: Sequence[Tensor],
+        y: Tensor,
     ) -> None:
         self.plan, self.parameters, self.synapses, self.y = plan, parameters, synapses, y
         self.graph, self.regions = plan.regions.graph, plan.regions.regions
         self.batch = inputs[0].shape[0]
         self.device = inputs[0].device
         self.values: dict[str, Any] = {item.name: value for item, value in zip(self.graph.inputs, inputs, strict=True)}
-        for held in (*self.graph.parameters, *self.graph.buffers):
+        for held in self.graph.held:
             self.values[held.name] = parameters[held.key].detach().clone()
         self.errors: dict[int, Tensor] = {}
         self.displacements: dict[int, list[Tensor]] = {}
@@ -128,7 +134,7 @@ class _Step:
         for item in region.updates:
             error = self.errors[region.id]
             route = (*item.path, item.operator)
-            for over, value in zip(route, route[1:], strict=False):
+            for over, value in pairwise(route):
                 call = carry(self.graph.by_name[over], self.graph, value)
                 assert call is not None
                 error = self._call(call, error)
@@ -139,7 +145,7 @@ class _Step:
             self.deltas[item.parameter] = delta if held is None else held + delta
 
     def _local(self, region: Region) -> dict[str, Tensor]:
-        """PyTorch's own derivative of z_i by the region's parameters, against e_i; other regions' values are constants."""
+        """PyTorch's own derivative of z_i by the region's parameters, against e_i; other regions' values are fixed."""
         moving = {item.name: item.key for item in self.graph.parameters if item.key in region.parameters}
         members = [item for item in self.graph.operators if item.name in {*region.operators, *self.graph.derived}]
 
@@ -160,8 +166,10 @@ class _Step:
             found: Tensor = values[region.post]
             return found
 
-        _, pull = torch.func.vjp(forward, *(self.values[name] for name in moving))
-        return {key: delta / self.batch for key, delta in zip(moving.values(), pull(self.errors[region.id]), strict=True)}
+        pull = torch.func.vjp(forward, *(self.values[name] for name in moving))[1]
+        return {
+            key: delta / self.batch for key, delta in zip(moving.values(), pull(self.errors[region.id]), strict=True)
+        }
 
     def _call(self, call: Call, error: Tensor) -> Tensor:
         values = {**self.values, "_": error, "B": self.batch}

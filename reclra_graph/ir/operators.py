@@ -23,7 +23,14 @@ class TensorType:
     dtype: str = "float32"
 
     def __str__(self) -> str:
-        short = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "int64": "i64", "int32": "i32"}
+        short = {
+            "float32": "f32",
+            "float64": "f64",
+            "float16": "f16",
+            "bfloat16": "bf16",
+            "int64": "i64",
+            "int32": "i32",
+        }
         return f"{short.get(self.dtype, self.dtype)}[{', '.join(str(size) for size in self.shape)}]"
 
 
@@ -143,6 +150,16 @@ class OperatorGraph:
     """(path, class) of every sub-module, in ``named_modules()`` order: where blocks are found."""
 
     @cached_property
+    def held(self) -> tuple[Parameter | Buffer, ...]:
+        """What the model itself holds: its parameters, then its buffers and constants."""
+        return (*self.parameters, *self.buffers)
+
+    @cached_property
+    def given(self) -> tuple[Input | Parameter | Buffer, ...]:
+        """Every value that no operator makes."""
+        return (*self.inputs, *self.held)
+
+    @cached_property
     def by_name(self) -> dict[str, Operator]:
         """Operators by the value they define."""
         return {operator.name: operator for operator in self.operators}
@@ -150,7 +167,7 @@ class OperatorGraph:
     @cached_property
     def types(self) -> dict[str, TensorType]:
         """Type of every single-tensor value: inputs, parameters, buffers, operators."""
-        table = {item.name: item.type for item in (*self.inputs, *self.parameters, *self.buffers)}
+        table = {item.name: item.type for item in self.given}
         table.update({operator.name: operator.type for operator in self.operators if operator.type is not None})
         return table
 
@@ -170,8 +187,8 @@ class OperatorGraph:
 
     @cached_property
     def derived(self) -> dict[str, frozenset[str]]:
-        """Values computed from parameters and nothing of the batch (a transposed weight, a table of positions), with the
-        parameters that they come from; parameters come from themselves."""
+        """Values computed from parameters and nothing of the batch (a transposed weight, a table of positions), with
+        the parameters that they come from; parameters come from themselves."""
         fixed = {item.name for item in self.buffers}
         found = {item.name: frozenset({item.name}) for item in self.parameters}
         for operator in self.operators:
@@ -187,8 +204,8 @@ class OperatorGraph:
 
     @cached_property
     def without_data(self) -> frozenset[str]:
-        """Values that hold nothing of the batch's data: parameters, buffers, sizes, and what is computed from them alone."""
-        found = {item.name for item in (*self.parameters, *self.buffers)}
+        """Values that hold nothing of the batch's data: parameters, buffers, sizes, and what these alone give."""
+        found = {item.name for item in self.held}
         for operator in self.operators:
             if (operator.type is None and not operator.types) or all(name in found for name in operator.reads):
                 found.add(operator.name)

@@ -9,7 +9,6 @@ from math import prod
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.text import register
 
-
 LOCAL = "local_vjp"
 """Rule of a parameter for which no closed form is known."""
 
@@ -19,9 +18,10 @@ LOCAL = "local_vjp"
 class Update:
     """How one parameter learns from its region's error.
 
-    ``operator`` reads the parameter as argument number ``position`` (-1: through values derived from it); ``rule`` names the closed form in
-    ``reclra_graph.rules.updates``, or is ``LOCAL``. ``path`` lists the operators between that operator and the pre-activation, nearest
-    to the pre-activation first: the error is carried back over them by ``reclra_graph.rules.carry``.
+    ``operator`` reads the parameter as argument number ``position`` (-1: through values derived from it); ``rule``
+    names the closed form in ``reclra_graph.rules.updates``, or is ``LOCAL``. ``path`` lists the operators between that
+    operator and the pre-activation, nearest to the pre-activation first: the error is carried back over them by
+    ``reclra_graph.rules.carry``.
     """
 
     parameter: str

@@ -53,7 +53,8 @@ def _block(value: Any, indent: int) -> str:
         return f"(\n{rows}{' ' * indent})"
     if dataclasses.is_dataclass(value) and indent == 0:
         rows = "".join(
-            f"{pad}{field.name}={_block(getattr(value, field.name), indent + 4)},\n" for field in dataclasses.fields(value)
+            f"{pad}{field.name}={_block(getattr(value, field.name), indent + 4)},\n"
+            for field in dataclasses.fields(value)
         )
         return f"{type(value).__name__}(\n{rows})"
     return line

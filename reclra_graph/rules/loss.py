@@ -31,7 +31,7 @@ def mse_error(z: Tensor, target: Tensor) -> Tensor:
 
 
 def bce_with_logits(z: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of sigmoid(z_L), summed over the outputs, mean over the batch. target: in [0, 1], shape of z."""
+    """Binary cross-entropy of sigmoid(z_L), summed over outputs, mean over the batch. target: in [0, 1], shape of z."""
     return F.binary_cross_entropy_with_logits(z, target, reduction="sum") / z.shape[0]
 
 

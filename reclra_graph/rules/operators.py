@@ -21,7 +21,19 @@ _LINEAR = {
 # Not pointwise, yet used as the last non-linearity of a layer: normalised exponentials along one dimension.
 _ALONG_A_DIMENSION = {"softmax", "log_softmax", "_softmax", "_log_softmax"}
 # Step functions carry PyTorch's pointwise tag in some versions only.
-_ALWAYS_POINTWISE = {"sign", "relu", "tanh", "sigmoid", "elu", "gelu", "silu", "leaky_relu", "hardtanh", "softplus", "selu"}
+_ALWAYS_POINTWISE = {
+    "sign",
+    "relu",
+    "tanh",
+    "sigmoid",
+    "elu",
+    "gelu",
+    "silu",
+    "leaky_relu",
+    "hardtanh",
+    "softplus",
+    "selu",
+}
 
 
 def short(target: str) -> str:
@@ -87,12 +99,14 @@ def resolve(argument: Argument, values: dict[str, Any], device: torch.device | N
 
 
 Chain = tuple[tuple[str, tuple[Argument, ...], tuple[tuple[str, Argument], ...]], ...]
-"""Operators applied one after another: (target, arguments, keyword arguments), with ``Ref("_")`` for what came before."""
+"""Operators one after another: (target, arguments, keyword arguments), with ``Ref("_")`` for what came before."""
 
 
 def apply_chain(chain: Chain, value: Any) -> Any:
     """φ(value) for a chain of operators; the empty chain is the identity."""
     for target, args, kwargs in chain:
         values = {"_": value}
-        value = function(target)(*(resolve(item, values) for item in args), **{k: resolve(v, values) for k, v in kwargs})
+        value = function(target)(
+            *(resolve(item, values) for item in args), **{k: resolve(v, values) for k, v in kwargs}
+        )
     return value

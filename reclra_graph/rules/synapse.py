@@ -21,10 +21,12 @@ def _flat(e: Tensor, shape: tuple[int, ...]) -> Tensor:
 def dense_displace(e: Tensor, synapse: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
     """d_i = E_{j→i} e_j (Eq. 3). e: [B, *source]; returns [B, *target]."""
     d = _flat(e, source) @ synapse.T
-    return d if len(target) == 1 else d.unflatten(1, target)
+    return d if len(target) == 1 else d.reshape(-1, *target)
 
 
-def dense_eq6(d: Tensor, e: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
+def dense_eq6(
+    d: Tensor, e: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]
+) -> Tensor:
     """γ d_i e_jᵀ, mean over the batch: −ΔE of Eq. 6, the direction that descends D when it is subtracted from E."""
     return gamma / batch * (_flat(d, target).T @ _flat(e, source))
 
@@ -58,10 +60,10 @@ def channel_displace(e: Tensor, synapse: Tensor, source: tuple[int, ...], target
     if len(target) == 1:
         return d.squeeze(2)
     if not grid:
-        return d.unflatten(2, (1,) * len(target[1:])).expand(-1, *target)
+        return d.reshape(-1, target[0], *(1,) * len(target[1:])).expand(-1, *target)
     if grid == target[1:]:
-        return d.unflatten(2, grid)
-    return F.interpolate(d.unflatten(2, grid), size=target[1:], mode="nearest")
+        return d.reshape(-1, target[0], *grid)
+    return F.interpolate(d.reshape(-1, target[0], *grid), size=target[1:], mode="nearest")
 
 
 def channel_eq6(

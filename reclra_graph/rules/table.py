@@ -20,7 +20,15 @@ NORMS = {"_native_batch_norm_legit_functional", "layer_norm", "native_layer_norm
 """Normalisations with an affine part of their own; errors pass over them as they are."""
 _RESHAPES = {"view", "reshape", "flatten", "_unsafe_view", "squeeze", "unsqueeze", "unflatten"}
 _COPIES = {"clone", "alias", "detach", "contiguous", "lift_fresh_copy", "positive"}
-_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+_CONVOLUTIONS = {
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+}
 
 
 def bound(operator: Operator) -> dict[str, Argument]:
@@ -34,7 +42,9 @@ def bound(operator: Operator) -> dict[str, Argument]:
         elif argument.name in given:
             value = given[argument.name]
         else:
-            value = tuple(argument.default_value) if isinstance(argument.default_value, list) else argument.default_value
+            value = (
+                tuple(argument.default_value) if isinstance(argument.default_value, list) else argument.default_value
+            )
         names[argument.name] = value
     return names
 
@@ -156,9 +166,7 @@ def update(operator: Operator, graph: OperatorGraph, position: int) -> Call | No
     return None
 
 
-def _weighted(
-    name: str, operator: Operator, graph: OperatorGraph, args: dict[str, Argument], role: str
-) -> Call | None:
+def _weighted(name: str, operator: Operator, graph: OperatorGraph, args: dict[str, Argument], role: str) -> Call | None:
     rank = len(operator.type.shape) if operator.type else 0
     if name == "linear":
         if role == "weight":
@@ -188,7 +196,8 @@ def _weighted(
     transposed = args["transposed"] if name == "convolution" else name.startswith("conv_transpose")
     return _call(
         "updates", "conv_weight", source, args["weight"], COUNT, _repeated(args["stride"], spatial), padding,
-        _repeated(args["dilation"], spatial), transposed, _repeated(args.get("output_padding", 0), spatial), args["groups"],
+        _repeated(args["dilation"], spatial), transposed, _repeated(args.get("output_padding", 0), spatial),
+        args["groups"],
     )  # fmt: skip
 
 
@@ -215,7 +224,11 @@ def _affine(name: str, operator: Operator, graph: OperatorGraph, args: dict[str,
     if name == "_native_batch_norm_legit_functional":
         if role == "bias":
             return _call("updates", "channel_bias", COUNT, rank)
-        parts = {graph.by_name[n].args[1]: n for n in graph.users[operator.name] if graph.by_name[n].args[0] == Ref(operator.name)}
+        parts = {
+            graph.by_name[n].args[1]: n
+            for n in graph.users[operator.name]
+            if graph.by_name[n].args[0] == Ref(operator.name)
+        }
         if role != "weight" or 1 not in parts or 2 not in parts or args["training"] is not True:
             return None
         return _call("updates", "batch_norm_scale", source, Ref(parts[1]), Ref(parts[2]), COUNT, rank)
@@ -223,9 +236,15 @@ def _affine(name: str, operator: Operator, graph: OperatorGraph, args: dict[str,
         shape = args["normalized_shape"]
         if role == "bias":
             return _call("updates", "layer_norm_shift", COUNT, rank, shape)
-        return _call("updates", "layer_norm_scale", source, COUNT, rank, shape, args["eps"]) if role == "weight" else None
+        return (
+            _call("updates", "layer_norm_scale", source, COUNT, rank, shape, args["eps"]) if role == "weight" else None
+        )
     if name == "group_norm":
         if role == "bias":
             return _call("updates", "channel_bias", COUNT, rank)
-        return _call("updates", "group_norm_scale", source, COUNT, rank, args["num_groups"], args["eps"]) if role == "weight" else None
+        return (
+            _call("updates", "group_norm_scale", source, COUNT, rank, args["num_groups"], args["eps"])
+            if role == "weight"
+            else None
+        )
     return None

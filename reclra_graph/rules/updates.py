@@ -43,7 +43,7 @@ def conv_weight(
     output_padding: tuple[int, ...],
     groups: int,
 ) -> Tensor:
-    """ΔW of a convolution of any rank and grouping. e: [B, out, …], x: [B, in, …]; of ``weight`` only the shape counts."""
+    """ΔW of a convolution of any rank and grouping. e: [B, out, …], x: [B, in, …]; of ``weight`` only the shape."""
     grads: Any = torch.ops.aten.convolution_backward.default(
         e, x, weight, None, list(stride), list(padding), list(dilation), transposed, list(output_padding), groups,
         [False, True, False],

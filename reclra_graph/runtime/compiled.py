@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reclra_graph.errors import CODES, ModelError, Problem, StepError
-from reclra_graph.ir.operators import OperatorGraph
+from reclra_graph.ir.operators import Buffer, OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import WiringPlan
@@ -86,12 +86,19 @@ class CompiledStep:
         count = len(self.plan.regions.graph.inputs)
         if len(given) != count or not all(isinstance(item, Tensor) for item in (*given, target)):
             kinds = ", ".join(type(item).__name__ for item in (*given, target))
-            raise StepError(Problem("RG601", f"the step takes {count} input tensors and a target; given: {kinds}", "step()"))
+            raise StepError(
+                Problem("RG601", f"the step takes {count} input tensors and a target; given: {kinds}", "step()")
+            )
         self._settle(given[0].device)
         rates = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
         try:
             loss: Tensor = self.module.step(
-                self.storage(), self.synapses, *(item.detach() for item in given), target.detach(), optimise=optimise, **rates
+                self.storage(),
+                self.synapses,
+                *(item.detach() for item in given),
+                target.detach(),
+                optimise=optimise,
+                **rates,
             )
         except (ValueError, FloatingPointError) as error:
             code, _, cause = str(error).partition(" ")
@@ -107,9 +114,13 @@ class CompiledStep:
             if self.synapses[name].device != home:
                 self.synapses[name] = self.synapses[name].to(home)
 
-    def deltas(self, inputs: Tensor | Sequence[Tensor], target: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """(loss, directions of descent for the parameters, the same for the synapses), means over the batch. Parameters
-        and synapses stay as they are; buffers such as running statistics move on, as in any forward pass in train mode."""
+    def deltas(
+        self, inputs: Tensor | Sequence[Tensor], target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """(loss, directions of descent for the parameters, the same for the synapses), means over the batch.
+
+        Parameters and synapses stay as they are; buffers such as running statistics move on, as in any forward pass in
+        train mode."""
         found: dict[int, dict[str, Tensor]] = {id(self.synapses): {}}
         parameters: dict[str, Tensor] = {}
 
@@ -124,8 +135,8 @@ class CompiledStep:
         return {f"E.{name}": value for name, value in self.synapses.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the synapses from ``state_dict()``. Raises ModelError RG605 for missing, unknown or misshapen ones; nothing
-        is changed then."""
+        """Take the synapses from ``state_dict()``. Raises ModelError RG605 for missing, unknown or misshapen ones;
+        nothing is changed then."""
         problems = []
         for name, value in self.synapses.items():
             given = state.get(f"E.{name}")
@@ -153,14 +164,17 @@ class CompiledStep:
 
     def __repr__(self) -> str:
         plan = self.plan
-        return f"CompiledStep({plan.regions.graph.model}, {plan.wiring} wiring, depth {plan.depth}, {len(self.schedule.lanes)} lanes)"
+        lanes = len(self.schedule.lanes)
+        return f"CompiledStep({plan.regions.graph.model}, {plan.wiring} wiring, depth {plan.depth}, {lanes} lanes)"
 
 
 def check_model(model: nn.Module, graph: OperatorGraph) -> None:
     """Raise ModelError RG605 unless the model has the parameters and buffers that the graph was captured from."""
     held = {name: tuple(item.shape) for name, item in (*model.named_parameters(), *model.named_buffers())}
     problems = []
-    for item in (*graph.parameters, *(buffer for buffer in graph.buffers if not buffer.constant)):
+    for item in graph.held:
+        if isinstance(item, Buffer) and item.constant:
+            continue
         if item.key not in held:
             problems.append(Problem("RG605", f"the model has no {item.key}", item.key))
         elif held[item.key] != item.type.shape:

@@ -12,7 +12,7 @@ from reclra_graph.rules.operators import function
 def operator_problems(graph: OperatorGraph) -> Iterator[Problem]:
     """Broken invariants of an operator graph."""
     bound: set[str] = set()
-    for held in (*graph.inputs, *graph.parameters, *graph.buffers):
+    for held in graph.given:
         if held.name in bound:
             yield Problem("RG501", f"value {held.name} is bound twice", held.name)
         bound.add(held.name)
@@ -26,17 +26,19 @@ def operator_problems(graph: OperatorGraph) -> Iterator[Problem]:
         bound.add(operator.name)
         if _mutates(operator):
             yield Problem("RG501", f"{operator.target} changes its argument in place", place)
-        if operator.target.startswith("aten.") and not operator.target.startswith("aten.sym_"):
-            if operator.type is None and not operator.types:
-                yield Problem("RG501", f"{operator.name} has no shape", place)
+        sized = operator.type is not None or operator.types or not operator.target.startswith("aten.")
+        if not sized and not operator.target.startswith("aten.sym_"):
+            yield Problem("RG501", f"{operator.name} has no shape", place)
     if graph.output not in bound:
         yield Problem("RG501", f"the output {graph.output} is not computed", graph.output)
-    keys = [held.key for held in (*graph.parameters, *graph.buffers)]
+    keys = [item.key for item in graph.held]
     for key in {key for key in keys if keys.count(key) > 1}:
         yield Problem("RG501", f"{key} is held twice", key)
     for buffer in graph.buffers:
         if buffer.updated is not None and buffer.updated not in bound:
-            yield Problem("RG501", f"buffer {buffer.key} is updated from {buffer.updated}, which is not computed", buffer.key)
+            yield Problem(
+                "RG501", f"buffer {buffer.key} is updated from {buffer.updated}, which is not computed", buffer.key
+            )
 
 
 def _mutates(operator: Operator) -> bool:

@@ -1,4 +1,4 @@
-"""StepProgram: it parses, imports torch alone, binds every name it reads, holds no autograd, and has a line per task."""
+"""StepProgram: it parses, imports torch alone, binds every name it reads, holds no autograd, has a line per task."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from reclra_graph.ir.program import StepProgram
 
 ALLOWED_IMPORTS = {"torch", "torch.nn.functional", "contextlib", "math", "operator"}
 AUTOGRAD = {
-    "autograd", "backward", "enable_grad", "set_grad_enabled", "no_grad", "inference_mode", "requires_grad", "requires_grad_",
-    "grad", "vjp", "jvp", "jacrev", "jacfwd", "func", "functorch", "create_graph", "retain_graph",
+    "autograd", "backward", "enable_grad", "set_grad_enabled", "no_grad", "inference_mode", "requires_grad",
+    "requires_grad_",    "grad", "vjp", "jvp", "jacrev", "jacfwd", "func", "functorch", "create_graph", "retain_graph",
 }  # fmt: skip
 
 
@@ -62,17 +62,17 @@ def _bindings(tree: ast.Module, step: ast.FunctionDef) -> Iterator[Problem]:
             known.update(target.id for target in node.targets if isinstance(target, ast.Name))
     known.update(argument.arg for argument in step.args.args)
     for statement in _statements(step.body):
-        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
-        for node in names:
-            if isinstance(node.ctx, ast.Load) and node.id not in known:
-                yield Problem("RG501", f"the name {node.id} is not bound", f"step.py:{node.lineno}")
-        for node in names:
-            if isinstance(node.ctx, ast.Del):
-                if node.id not in known:
-                    yield Problem("RG501", f"the name {node.id} is deleted and was not bound", f"step.py:{node.lineno}")
-                known.discard(node.id)
-            elif isinstance(node.ctx, ast.Store):
-                known.add(node.id)
+        names = [item for item in ast.walk(statement) if isinstance(item, ast.Name)]
+        for name in names:
+            if isinstance(name.ctx, ast.Load) and name.id not in known:
+                yield Problem("RG501", f"the name {name.id} is not bound", f"step.py:{name.lineno}")
+        for name in names:
+            if isinstance(name.ctx, ast.Del):
+                if name.id not in known:
+                    yield Problem("RG501", f"the name {name.id} is deleted and was not bound", f"step.py:{name.lineno}")
+                known.discard(name.id)
+            elif isinstance(name.ctx, ast.Store):
+                known.add(name.id)
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.AST]:

@@ -1,4 +1,4 @@
-"""RegionGraph: every operator in one region, regions in an order in which they can run, every parameter accounted for."""
+"""RegionGraph: every operator in one region, regions in an order that can run, every parameter accounted for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def region_problems(regions: RegionGraph) -> Iterator[Problem]:
     seen = Counter(name for region in regions.regions for name in region.operators)
     for operator in graph.operators:
         if seen[operator.name] != 1:
-            yield Problem("RG501", f"operator {operator.name} is in {seen[operator.name]} regions", operator.line or operator.name)
+            yield Problem(
+                "RG501", f"operator {operator.name} is in {seen[operator.name]} regions", operator.line or operator.name
+            )
     for name in seen.keys() - graph.by_name.keys():
         yield Problem("RG501", f"operator {name} is in a region but not in the graph", name)
     for index, region in enumerate(regions.regions):
@@ -67,6 +69,8 @@ def _parameters(regions: RegionGraph) -> Iterator[Problem]:
         elif item.learns and uses[item.key] == 0:
             yield Problem("RG501", f"{item.key} requires grad, is not updated, and no reason is given", item.key)
         elif item.name not in derived and uses[item.key] > readers[item.key]:
-            yield Problem("RG501", f"{item.key} is updated {uses[item.key]} times and used {readers[item.key]} times", item.key)
+            yield Problem(
+                "RG501", f"{item.key} is updated {uses[item.key]} times and used {readers[item.key]} times", item.key
+            )
     for key in uses.keys() - readers.keys():
         yield Problem("RG501", f"{key} is updated but is no parameter", key)

@@ -52,7 +52,11 @@ def _events(schedule: Schedule) -> Iterator[Problem]:
                 yield Problem("RG501", f"event {action.event} is recorded twice", _place(schedule, index))
             recorded[action.event] = action.lane
         elif isinstance(action, Wait) and action.event not in recorded:
-            yield Problem("RG501", f"waits for {action.event} before it is recorded, which waits for nothing", _place(schedule, index))
+            yield Problem(
+                "RG501",
+                f"waits for {action.event} before it is recorded, which waits for nothing",
+                _place(schedule, index),
+            )
 
 
 def _races(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
@@ -62,7 +66,9 @@ def _races(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
             yield Problem("RG501", f"{second} does not wait for {first}", _place(schedule, at[second]))
     for first, second, storage in conflicts(schedule.tasks):
         if first in at and second in at and not (order(first, second) or order(second, first)):
-            yield Problem("RG501", f"race: {first} and {second} touch {storage} in no order", _place(schedule, at[second]))
+            yield Problem(
+                "RG501", f"race: {first} and {second} touch {storage} in no order", _place(schedule, at[second])
+            )
 
 
 def _joins(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
@@ -87,7 +93,9 @@ def _frees(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
                 for name in touching.get(value, ()):
                     # The allocator gives the memory to the lane's next work at once: readers elsewhere must be done.
                     if not order.at[index] & order.bit[name]:
-                        yield Problem("RG501", f"{value} is freed, but {name} may still use it", _place(schedule, index))
+                        yield Problem(
+                            "RG501", f"{value} is freed, but {name} may still use it", _place(schedule, index)
+                        )
         elif isinstance(action, Run) and action.task in schedule.tasks.by_name:
             for value in schedule.tasks.by_name[action.task].reads:
                 if value in freed:
@@ -107,7 +115,9 @@ def _copies(schedule: Schedule) -> Iterator[Problem]:
             for value in task.reads if task.kind != "optimise" else ():
                 home = made.get(value, 0)
                 if home != action.lane and (value, action.lane) not in brought and not value.startswith("E["):
-                    yield Problem("RG501", f"{action.task} reads {value} of lane {home} without a copy", _place(schedule, index))
+                    yield Problem(
+                        "RG501", f"{action.task} reads {value} of lane {home} without a copy", _place(schedule, index)
+                    )
 
 
 def _times(schedule: Schedule) -> Iterator[Problem]:
@@ -115,7 +125,9 @@ def _times(schedule: Schedule) -> Iterator[Problem]:
     busy: dict[int, int] = {}
     for slot in sorted(schedule.slots, key=lambda item: (item.lane, item.start, item.end)):
         if slot.start < busy.get(slot.lane, 0):
-            yield Problem("RG501", f"{slot.group} starts at {slot.start}, while lane {slot.lane} is busy", f"slot {slot.group}")
+            yield Problem(
+                "RG501", f"{slot.group} starts at {slot.start}, while lane {slot.lane} is busy", f"slot {slot.group}"
+            )
         busy[slot.lane] = max(busy.get(slot.lane, 0), slot.end)
     if max(busy.values(), default=0) != schedule.makespan:
         yield Problem("RG501", f"the slots end at {max(busy.values(), default=0)}, not {schedule.makespan}", "makespan")

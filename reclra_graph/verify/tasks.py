@@ -61,7 +61,9 @@ def _parameters(tasks: TaskGraph) -> Iterator[Problem]:
             yield Problem("RG501", f"{key} learns, but no task updates it", key)
     for edge in tasks.plan.edges:
         if edge.rule != "fixed" and f"E[{edge.name}]" not in written:
-            yield Problem("RG501", f"synapse {edge.name} learns by {edge.rule}, but no task updates it", f"edge {edge.name}")
+            yield Problem(
+                "RG501", f"synapse {edge.name} learns by {edge.rule}, but no task updates it", f"edge {edge.name}"
+            )
 
 
 def _ordered(tasks: TaskGraph, order: nx.DiGraph) -> Iterator[Problem]:

@@ -37,7 +37,9 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
     reached = nx.descendants(wires, output) | {output}
     for region in regions:
         if region.learns and region.id not in reached:
-            yield Problem("RG407", f"no error reaches region {region.id} ({region.name})", region.line or f"region {region.id}")
+            yield Problem(
+                "RG407", f"no error reaches region {region.id} ({region.name})", region.line or f"region {region.id}"
+            )
     for node in wires.nodes - reached:
         if not regions[node].learns:
             yield Problem("RG407", f"region {node} sends an error on, but none reaches it", f"region {node}")
@@ -50,7 +52,9 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
     learning = {region.id for region in regions if region.learns}
     if set(plan.update_of) != learning:
         odd = sorted(set(plan.update_of) ^ learning)
-        yield Problem("RG501", f"regions {odd} learn without a rule, or have a rule and do not learn", f"region {odd[0]}")
+        yield Problem(
+            "RG501", f"regions {odd} learn without a rule, or have a rule and do not learn", f"region {odd[0]}"
+        )
 
 
 def _shape(plan: WiringPlan, edge: Edge) -> Iterator[Problem]:

@@ -1,0 +1,269 @@
+"""The commands, their options and their exit status. torch is imported only after the arguments are read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from reclra_graph.errors import Problem, ReclraError, UsageError
+from reclra_graph.options import LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
+
+if TYPE_CHECKING:
+    from reclra_graph.model_file import LoadedModel
+
+MODEL_HELP = "A Python file that offers `model` or `build_model()`, and `example_inputs`; or package.module:factory."
+INPUT_HELP = "Shape of an example input, such as 64x1x28x28 or 64x128:int64; once for each input of the model."
+DEFAULT = Options()
+
+
+def _one_of(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names))
+
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
+Inputs = Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP, metavar="SHAPE")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, errors too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+def compile_command(
+    model: Model,
+    gpus: Annotated[int, typer.Option(help="GPUs to schedule for.")] = DEFAULT.gpus,
+    depth: Annotated[str, typer.Option(help="Longest error path in edges, or auto.")] = "auto",
+    relays: Annotated[
+        str | None, typer.Option(help="Regions that pass errors on: ids or module paths, such as 2,5,8.")
+    ] = None,
+    wiring: Annotated[str, typer.Option(help=f'{_one_of(WIRINGS)}, or error edges: "9->5,9->2".')] = "auto",
+    rule: Annotated[str, typer.Option(help=f"How error synapses learn: {_one_of(SYNAPSE_RULES)}.")] = DEFAULT.rule,
+    beta: Annotated[float, typer.Option(help="Scale of the displacement of a pre-activation.")] = DEFAULT.beta,
+    gamma: Annotated[float, typer.Option(help="Rate of the error synapses.")] = DEFAULT.gamma,
+    norm: Annotated[int, typer.Option(help="p = q of the discrepancy: 1 or 2.")] = DEFAULT.norm,
+    sign: Annotated[str, typer.Option(help=f"Sign of the synapses' update: {_one_of(SIGNS)}.")] = DEFAULT.sign,
+    gain: Annotated[bool, typer.Option("--gain", help="Divide errors by beta before they are passed on.")] = False,
+    loss: Annotated[str, typer.Option(help=f"{_one_of(LOSSES)}.")] = DEFAULT.loss,
+    optimizer: Annotated[str, typer.Option(help=f"{_one_of(OPTIMIZERS)}.")] = DEFAULT.optimizer,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULT.lr,
+    update: Annotated[str, typer.Option(help=f"How regions learn: {_one_of(UPDATES)}.")] = DEFAULT.update,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse derivatives inside regions (local_vjp).")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the error synapses.")] = DEFAULT.seed,
+    inputs: Inputs = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="build/NAME")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a model into a training step without backpropagation, and write it with its plan and pictures."""
+    options: dict[str, Any] = {
+        "gpus": gpus,
+        "depth": _number(depth),
+        "relays": None if relays is None else tuple(_number(item) for item in _parts(relays)),
+        "wiring": tuple(_parts(wiring)) if "->" in wiring else wiring,
+        "rule": rule,
+        "beta": beta,
+        "gamma": gamma,
+        "norm": norm,
+        "sign": sign,
+        "gain": gain,
+        "loss": loss,
+        "optimizer": optimizer,
+        "lr": lr,
+        "update": update,
+        "strict": strict,
+        "seed": seed,
+    }
+
+    def work(phase: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None]]:
+        from reclra_graph.cli import render, summary
+
+        phase("importing torch")
+        from reclra_graph import api
+        from reclra_graph.export.artifacts import FILES, STATE, unwritable
+        from reclra_graph.model_file import neighbours
+
+        usage = list(Options(**options).problems())
+        other = list(unwritable(out)) if out is not None else []
+        phase(f"reading {model}")
+        with neighbours(model), _torch_hushed():
+            started = time.perf_counter()
+            loaded = _load(model, inputs or [], usage, other)
+            reading = time.perf_counter() - started
+            step = api.compile(
+                loaded.model,
+                loaded.example_inputs,
+                progress=lambda name: phase(f"compiling {loaded.name}: {name}"),
+                **options,
+            )
+        folder = out if out is not None else Path("build") / loaded.name
+        phase(f"writing {folder}")
+        started = time.perf_counter()
+        step.save(folder)
+        files = [folder / name for name in (*FILES, *STATE)]
+        seconds = (("read", reading), *step.seconds, ("write", time.perf_counter() - started))
+        value = summary.compiled(loaded.name, step.program, folder, seconds, files)
+        return value, lambda: render.compiled(value, step.program)
+
+    _report(model, work, as_json, quiet)
+
+
+def explain_command(model: Model, inputs: Inputs = None, as_json: Json = False) -> None:
+    """Say which parts of a model would learn, and how, before anything is built."""
+
+    def work(phase: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None]]:
+        from reclra_graph.cli import render, summary
+
+        phase("importing torch")
+        from reclra_graph.model_file import neighbours
+        from reclra_graph.passes.pipeline import explain_model
+
+        phase(f"reading {model}")
+        with neighbours(model), _torch_hushed():
+            loaded = _load(model, inputs or [], [], [])
+            phase(f"reading the operators of {loaded.name}")
+            regions = explain_model(loaded.model, loaded.example_inputs)
+        value = summary.explained(loaded.name, regions)
+        return value, lambda: render.explained(value)
+
+    _report(model, work, as_json, False)
+
+
+app = typer.Typer(
+    help="Train existing PyTorch models without backpropagation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("compile")(compile_command)
+app.command("explain")(explain_command)
+
+compile_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+compile_app.command()(compile_command)
+
+
+def run(typer_app: typer.Typer, name: str) -> NoReturn:
+    """Run a command line and exit. With ``--json`` wrong usage, too, is told as JSON on standard output."""
+    if "--json" not in sys.argv[1:]:
+        typer_app(prog_name=name)
+        raise SystemExit(0)
+    try:
+        status = typer_app(prog_name=name, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
+    except Exception as error:
+        message: Callable[[], str] | None = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        _print_json(_failure(2, [{"code": "", "name": "usage", "cause": message(), "place": "", "remedy": ""}]))
+        raise SystemExit(2) from None
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _report(
+    model: str,
+    work: Callable[[Callable[[str], None]], tuple[dict[str, Any], Callable[[], None]]],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Do the work under a progress line, print its result or its errors, and exit with the right status."""
+    from reclra_graph.cli import render
+
+    try:
+        # What the user's own files print must not end up inside the result.
+        with render.progress(hidden=as_json or quiet) as phase, contextlib.redirect_stdout(sys.stderr):
+            value, show = work(phase)
+    except ReclraError as error:
+        found = [problem if problem.place else replace(problem, place=model) for problem in error.problems]
+        status = error.exit_status
+    except Exception as error:
+        traceback.print_exc()
+        found = [Problem("RG501", f"{type(error).__name__}: {error}", "reclra-graph itself; see the traceback")]
+        status = 1
+    else:
+        if as_json:
+            _print_json({"ok": True, **value})
+        elif not quiet:
+            show()
+        return
+    if as_json:
+        _print_json(_failure(status, [_problem(problem) for problem in found]))
+    else:
+        render.problems(found)
+    raise typer.Exit(status)
+
+
+@contextlib.contextmanager
+def _torch_hushed() -> Iterator[None]:
+    """Keep torch's log of its own failed attempts from standard error: what matters comes back as a coded error."""
+    handlers = [
+        handler
+        for name, logger in list(logging.root.manager.loggerDict.items())
+        if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+    ]
+    levels = [handler.level for handler in handlers]
+    # Who sets TORCH_LOGS wants to read them.
+    if "TORCH_LOGS" not in os.environ:
+        for handler in handlers:
+            handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _load(model: str, inputs: Sequence[str], usage: list[Problem], other: list[Problem]) -> LoadedModel:
+    """The model; wrong options, a wrong output folder and what is wrong with the file are raised together."""
+    from reclra_graph.errors import ModelError
+    from reclra_graph.model_file import load_model
+
+    loaded: LoadedModel | None = None
+    try:
+        loaded = load_model(model, inputs)
+    except UsageError as error:
+        usage += error.problems
+    except ModelError as error:
+        other += error.problems
+    if usage:
+        raise UsageError(usage + other)
+    if other or loaded is None:
+        raise ModelError(other)
+    return loaded
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _problem(problem: Problem) -> dict[str, str]:
+    return {
+        "code": problem.code,
+        "name": problem.name,
+        "cause": problem.cause,
+        "place": problem.place,
+        "remedy": problem.advice,
+    }
+
+
+def _failure(status: int, problems: list[dict[str, str]]) -> dict[str, Any]:
+    return {"ok": False, "exit_status": status, "errors": problems}
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")

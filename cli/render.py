@@ -1,0 +1,154 @@
+"""Everything that is drawn on a terminal; the only file that imports rich."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from reclra_graph.errors import Problem
+from reclra_graph.export.report import count, node_text, prediction_lines, size, wave_lines, wiring_tree
+from reclra_graph.ir.program import StepProgram
+from reclra_graph.ir.wiring import WiringPlan
+
+ROWS = 24
+"""A section longer than this is cut; report.txt has all of it."""
+
+
+@contextmanager
+def progress(hidden: bool = False) -> Iterator[Callable[[str], None]]:
+    """A function that names the phase now running, on standard error; silent where ``hidden``, or no terminal."""
+    console = Console(stderr=True)
+    if hidden or not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("starting") as status:
+        yield lambda text: status.update(Text(text))
+
+
+def problems(found: Sequence[Problem]) -> None:
+    """Each problem on standard error: code, cause, place, remedy."""
+    console = _console(stderr=True)
+    for problem in found:
+        console.print(Text.assemble((f"{problem.code} {problem.name}", "bold red"), ": ", problem.cause))
+        if problem.place:
+            console.print(Text.assemble(("    at: ", "dim"), problem.place))
+        console.print(Text.assemble(("    do: ", "dim"), problem.advice))
+    if len(found) > 1:
+        console.print(f"{len(found)} problems", style="bold")
+
+
+def compiled(value: dict[str, Any], program: StepProgram) -> None:
+    """The result of ``compile`` (``summary.compiled``) on standard output."""
+    console = _console()
+    plan = program.schedule.tasks.plan
+    learning = sum(region["learns"] for region in value["regions"])
+    console.print(
+        Text.assemble(
+            (value["name"], "bold"),
+            f"  {count(value['gpus'], 'GPU')}, {learning} of {len(plan.regions.sites)} regions learn, "
+            f"digest {value['digest']}, frontend {value['frontend']}",
+        )
+    )
+    rows = [
+        (
+            str(region["id"]),
+            region["name"],
+            "x".join(map(str, region["shape"])),
+            region["update"] or "-",
+            ", ".join(edge.name for edge in plan.incoming.get(region["id"], ())) or "-",
+        )
+        for region in value["regions"]
+    ]
+    _section(console, "Regions", _table(("id", "name", "shape", "update", "error from"), rows))
+    _section(console, f"Wiring: {plan.wiring}, depth {plan.depth}, relays {_listed(plan.relays)}", _tree(plan))
+    if plan.why:
+        console.print(Text(f"  {plan.why}", style="dim"))
+    _section(console, "Waves: targets computed at the same time", _lines(_cut(list(wave_lines(program.schedule)))))
+    memory = f"{size(value['synapse_bytes'])} in {count(len(value['edges']), 'synapse')}"
+    _section(console, "Error synapses", _lines([memory]))
+    _section(console, "Prediction", _lines(prediction_lines(program.schedule)))
+    total = sum(item["seconds"] for item in value["seconds"])
+    parts = ", ".join(f"{item['pass']} {item['seconds']:.2f}" for item in value["seconds"])
+    _section(console, f"Seconds: {total:.2f}", _lines([parts]))
+    _section(console, "Written", _lines(value["files"]))
+
+
+def explained(value: dict[str, Any]) -> None:
+    """The result of ``explain`` (``summary.explained``) on standard output."""
+    console = _console()
+    console.print(Text.assemble((value["name"], "bold"), f"  frontend {value['frontend']}"))
+    _section(console, "Coverage", _lines(value["coverage"]))
+    rows = [
+        (
+            str(region["id"]),
+            region["name"],
+            "x".join(map(str, region["shape"])),
+            ", ".join(region["parameters"]) or "-",
+            region["line"],
+        )
+        for region in value["regions"]
+    ]
+    _section(console, "Regions", _table(("id", "name", "shape", "learns", "line"), rows))
+
+
+def _console(stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    # Lines in a file or a pipe are for grep: they must not break at 80 columns.
+    width = None if stream.isatty() else 200
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _section(console: Console, title: str, body: Table | Tree | Text) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+    console.print(body if isinstance(body, Text) else Padding(body, (0, 0, 0, 2), expand=False))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in rows[:ROWS]:
+        table.add_row(*(Text(cell) for cell in row))
+    if len(rows) > ROWS:
+        table.add_row("...", Text(f"{len(rows) - ROWS} more"))
+    return table
+
+
+def _tree(plan: WiringPlan) -> Tree:
+    """The wiring as rich draws trees; an only child is a further line of its parent's label, after an arrow."""
+    nodes = wiring_tree(plan)
+    label = Text(node_text(plan, nodes[0]))
+    root = Tree(label, guide_style="dim")
+    branches, labels = [root], [label]
+    for node in nodes[1 : ROWS + 1]:
+        level = len(node.parents)
+        if node.alone:
+            labels[level].append(f"\n-> {node_text(plan, node)}")
+            continue
+        label = Text(node_text(plan, node))
+        branches[level:] = [branches[level - 1].add(label)]
+        labels[level:] = [label]
+    if len(nodes) > ROWS + 1:
+        root.add(Text(f"... {len(nodes) - ROWS - 1} more, in report.txt"))
+    return root
+
+
+def _cut(texts: Sequence[str]) -> Sequence[str]:
+    return texts if len(texts) <= ROWS else [*texts[:ROWS], f"... {len(texts) - ROWS} more, in report.txt"]
+
+
+def _lines(texts: Iterator[str] | Sequence[str]) -> Text:
+    return Text("\n".join(f"  {text}" for text in texts))
+
+
+def _listed(items: Sequence[int]) -> str:
+    return ", ".join(map(str, items)) or "none"

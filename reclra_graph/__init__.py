@@ -1,0 +1,72 @@
+"""reclra-graph: trains existing PyTorch models without backpropagation.
+
+    import reclra_graph as rg
+
+    step = rg.compile(model, example_inputs, gpus=5)   # model: any nn.Module, unchanged
+    loss = step(x, target)                             # one training step; the model's own parameters move
+
+The rule is recursive Local Representation Alignment (Ororbia, Mali, Kifer, Giles, AAAI 2023). Names are imported when
+they are first used, so that ``import reclra_graph`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reclra_graph.api import assign_grads, compile, load
+    from reclra_graph.errors import ModelError, Problem, ReclraError, StepError, UsageError, VerificationError
+    from reclra_graph.options import Options
+    from reclra_graph.runtime.compiled import CompiledStep
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CompiledStep",
+    "ModelError",
+    "Options",
+    "Problem",
+    "ReclraError",
+    "StepError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "assign_grads",
+    "compile",
+    "load",
+]
+
+_HOME = {
+    "CompiledStep": "runtime.compiled",
+    "ModelError": "errors",
+    "Options": "options",
+    "Problem": "errors",
+    "ReclraError": "errors",
+    "StepError": "errors",
+    "UsageError": "errors",
+    "VerificationError": "errors",
+    "assign_grads": "api",
+    "compile": "api",
+    "load": "api",
+}
+
+# A checkout on a system without symbolic links has two small text files where `passes` and `cli` should be linked.
+_here = Path(__file__).resolve().parent
+if not (_here / "passes" / "__init__.py").exists():
+    __path__.append(str(_here.parent))
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used (PEP 562). Raises AttributeError for any other name."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, whether imported yet or not."""
+    return sorted({*globals(), *__all__})

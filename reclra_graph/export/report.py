@@ -1,0 +1,297 @@
+"""report.txt: what was compiled, how it will learn and why so, as plain text to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from reclra_graph.ir.operators import TensorType
+from reclra_graph.ir.program import StepProgram
+from reclra_graph.ir.regions import Region, RegionGraph
+from reclra_graph.ir.schedule import Schedule
+from reclra_graph.ir.wiring import Edge, WiringPlan
+
+MODEL_NOTE = "unit-cost model: a target and an update cost 1 each; the forward pass is not counted"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a model takes part.
+
+    ``layers`` and ``output`` count operators in regions with error neurons, by the kind of the region; ``head`` those
+    in region 0, before the first layer or beside all layers. Parameters are counted in tensors and in entries;
+    ``frozen`` lists (key, reason).
+    """
+
+    operators: int
+    layers: int
+    output: int
+    head: int
+    regions: int
+    learning: int
+    parameters: int
+    updated: int
+    entries: int
+    entries_updated: int
+    frozen: tuple[tuple[str, str], ...]
+
+    def lines(self) -> tuple[str, ...]:
+        """Sentences for people, one per line."""
+        inside = self.layers + self.output
+        parts = [f"{self.layers} in layers"]
+        if self.output:
+            parts.append(f"{self.output} at the output")
+        rest = f"; no error reaches the other {self.head}" if self.head else ""
+        texts = [
+            f"{inside} of {self.operators} operators lie in regions with error neurons ({', '.join(parts)}{rest})",
+            f"{self.learning} of {self.regions} regions learn",
+            f"{self.updated} of {self.parameters} parameter tensors are updated "
+            f"({self.entries_updated:,} of {self.entries:,} entries)",
+        ]
+        texts += [f"frozen: {key}: {reason}" for key, reason in self.frozen]
+        return tuple(texts)
+
+
+def coverage(regions: RegionGraph) -> Coverage:
+    """Counts over a partitioned model; needs no wiring."""
+    count = {"input": 0, "layer": 0, "output": 0}
+    for region in regions.regions:
+        count[region.kind] += len(region.operators)
+    sizes = {parameter.key: _entries(parameter.type) for parameter in regions.graph.parameters}
+    updated = dict.fromkeys(key for region in regions.regions for key in region.parameters)
+    return Coverage(
+        operators=len(regions.graph.operators),
+        layers=count["layer"],
+        output=count["output"],
+        head=count["input"],
+        regions=len(regions.sites),
+        learning=sum(region.learns for region in regions.regions),
+        parameters=len(sizes),
+        updated=len(updated),
+        entries=sum(sizes.values()),
+        entries_updated=sum(sizes.get(key, 0) for key in updated),
+        frozen=regions.frozen,
+    )
+
+
+@dataclass(frozen=True)
+class Node:
+    """One line of the wiring tree: a region below the one that sends it its error.
+
+    ``edge`` is the error edge that arrives, None at the output. ``parents`` are the node's ancestors' positions,
+    outermost first, as "whether more siblings follow". ``alone``: the only child of the node on the line above.
+    ``again``: the region's own children stand at its first mention.
+    """
+
+    region: int
+    edge: Edge | None
+    parents: tuple[bool, ...]
+    alone: bool
+    again: bool
+
+
+def wiring_tree(plan: WiringPlan) -> tuple[Node, ...]:
+    """The error pathway as a tree, depth first from the output. An only child keeps its parent's indentation, so that
+    a chain of any length reads as a column."""
+    nodes: list[Node] = []
+    shown: set[int] = set()
+    waiting = [Node(plan.regions.output, None, (), False, False)]
+    while waiting:
+        node = waiting.pop()
+        edges = plan.outgoing.get(node.region, ())
+        nodes.append(replace(node, again=node.region in shown and bool(edges)))
+        if node.region in shown:
+            continue
+        shown.add(node.region)
+        children = [
+            Node(edge.target, edge, node.parents if len(edges) == 1 else (*node.parents, more), len(edges) == 1, False)
+            for edge, more in zip(edges, [True] * (len(edges) - 1) + [False], strict=False)
+        ]
+        waiting += reversed(children)
+    return tuple(nodes)
+
+
+def wiring_lines(plan: WiringPlan) -> tuple[str, ...]:
+    """The wiring tree drawn with plain characters, one region per line."""
+    lines: list[str] = []
+    for node in wiring_tree(plan):
+        bars = "".join("|  " if more else "   " for more in node.parents)
+        if node.edge is not None:
+            head = f"{bars}-> " if node.alone else bars[:-3] + ("|- " if node.parents[-1] else "`- ")
+        else:
+            head = ""
+        lines.append(head + node_text(plan, node))
+    return tuple(lines)
+
+
+def node_text(plan: WiringPlan, node: Node) -> str:
+    """A node's own text: region, name, and the synapse through which its error arrives."""
+    name = plan.regions.regions[node.region].name
+    label = f"{node.region} ({name})"
+    if node.edge is None:
+        return f"{label}  (error of the loss)"
+    again = "  (see above)" if node.again else ""
+    return f"{label}  [{node.edge.name} {_synapse(node.edge.form, node.edge.shape)}]{again}"
+
+
+def report_text(program: StepProgram, seconds: Sequence[tuple[str, float]] = ()) -> str:
+    """The report. Only its last section, the seconds per pass, differs from one run to the next."""
+    schedule = program.schedule
+    plan = schedule.tasks.plan
+    sections = (
+        ("Model", list(_model(program, plan))),
+        ("Coverage", list(coverage(plan.regions).lines())),
+        ("Regions", list(_regions(plan))),
+        ("Wiring: who sends its error to whom", list(wiring_lines(plan))),
+        ("Wirings compared", list(_candidates(plan))),
+        ("Waves: targets computed at the same time", list(wave_lines(schedule))),
+        ("Prediction", list(prediction_lines(schedule))),
+        ("Memory of the error synapses", list(_memory(plan))),
+        ("Seconds per pass", list(second_lines(seconds))),
+    )
+    texts = [f"{title}\n{'-' * len(title)}\n" + "".join(f"{row}\n" for row in rows) for title, rows in sections if rows]
+    return "\n".join(texts)
+
+
+def wave_lines(schedule: Schedule) -> Iterator[str]:
+    """One line per wave: the lanes, and the regions whose targets each computes."""
+    for number, wave in enumerate(schedule.waves, start=1):
+        lanes: dict[int, list[int]] = {}
+        for region, lane in wave:
+            lanes.setdefault(lane, []).append(region)
+        parts = [f"lane {lane}: {', '.join(map(str, lanes[lane]))}" for lane in sorted(lanes)]
+        yield f"wave {number} on {count(len(lanes), 'lane')}   " + "   ".join(parts)
+
+
+def prediction_lines(schedule: Schedule) -> Iterator[str]:
+    """Predicted times and speed-ups, labelled with the model they come from."""
+    plan = schedule.tasks.plan
+    yield f"({MODEL_NOTE})"
+    yield f"makespan on {count(plan.gpus, 'GPU')}: {schedule.makespan}"
+    one, chain = baselines(plan)
+    if one is not None:
+        yield f"same wiring on one GPU: {one}, so {ratio(one, schedule.makespan)} as fast"
+    if chain is not None:
+        yield f"chain wiring on {count(plan.gpus, 'GPU')}: {chain}, so {ratio(chain, schedule.makespan)} as fast"
+
+
+def second_lines(seconds: Sequence[tuple[str, float]]) -> Iterator[str]:
+    """Seconds of each pass and their sum."""
+    if not seconds:
+        return
+    width = max(len(name) for name, _ in (*seconds, ("total", 0.0)))
+    for name, value in (*seconds, ("total", sum(value for _, value in seconds))):
+        yield f"{name:<{width}}  {value:8.3f}"
+
+
+def baselines(plan: WiringPlan) -> tuple[int | None, int | None]:
+    """(makespan of the chosen wiring on one GPU, makespan of the chain wiring on all), None where not compared."""
+    one = next((candidate.makespan_one for candidate in plan.candidates if candidate.chosen), None)
+    chain = next((candidate.makespan for candidate in plan.candidates if candidate.name == "chain"), None)
+    return one, chain
+
+
+def ratio(before: int, after: int) -> str:
+    """Speed-up as text, ``"3.6x"``."""
+    return f"{before / after:.1f}x" if after else "-"
+
+
+def count(number: int, noun: str) -> str:
+    """``"1 lane"``, ``"2 lanes"``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def size(number: int) -> str:
+    """Bytes for people: ``"1.5 MiB"``."""
+    value = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns padded to their widest cell."""
+    widths = [max(len(row[index]) for row in (head, *rows)) for index in range(len(head))]
+    for row in (head, *rows):
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _entries(kind: TensorType) -> int:
+    total = 1
+    for item in kind.shape:
+        total *= item if isinstance(item, int) else 1
+    return total
+
+
+def _synapse(form: str, shape: tuple[int, int]) -> str:
+    return f"{form} {shape[0]}x{shape[1]}"
+
+
+def _model(program: StepProgram, plan: WiringPlan) -> Iterator[str]:
+    graph = plan.regions.graph
+    yield f"model     {graph.model}"
+    yield f"frontend  {graph.frontend}"
+    yield f"batch     {'any size' if isinstance(graph.batch, str) else f'{graph.batch} only'}"
+    yield "inputs    " + ", ".join(f"{item.name} {item.type}" for item in graph.inputs)
+    yield f"digest    {program.digest}"
+    rates = plan.rates
+    yield f"loss      {rates.loss}"
+    yield f"optimizer {rates.optimizer}, lr {rates.lr:g}"
+    kappa = "".join(f", kappa[{region}] {value:g}" for region, value in rates.kappa)
+    gain = ", errors divided by beta" if rates.gain else ""
+    scale = f"beta {rates.beta:g}, gamma {rates.gamma:g}"
+    yield f"rule      {scale}, p = q = {rates.norm}, Eq. 6 sign {rates.sign}{kappa}{gain}"
+    yield f"seed      {plan.seed}"
+
+
+def _regions(plan: WiringPlan) -> Iterator[str]:
+    rows = []
+    for region in plan.regions.regions:
+        rows.append(
+            (
+                str(region.id),
+                region.name or "-",
+                region.kind,
+                "x".join(map(str, region.shape)) or "-",
+                _update(plan, region),
+                ", ".join(edge.name for edge in plan.incoming.get(region.id, ())) or "-",
+                region.line or "-",
+            )
+        )
+    yield from table(("id", "name", "kind", "shape", "update", "error from", "line"), rows)
+
+
+def _update(plan: WiringPlan, region: Region) -> str:
+    if not region.learns:
+        return "-"
+    return f"{plan.update_of.get(region.id, '-')} ({count(len(region.parameters), 'parameter')})"
+
+
+def _candidates(plan: WiringPlan) -> Iterator[str]:
+    rows = [
+        (
+            "*" if candidate.chosen else "",
+            candidate.name,
+            str(candidate.depth),
+            ", ".join(map(str, candidate.relays)) or "-",
+            str(candidate.makespan),
+            str(candidate.makespan_one),
+            size(candidate.bytes),
+            str(candidate.path),
+        )
+        for candidate in plan.candidates
+    ]
+    if rows:
+        gpus = f"on {count(plan.gpus, 'GPU')}"
+        yield from table(("", "wiring", "depth", "relays", gpus, "on one GPU", "synapses", "error paths"), rows)
+    yield f"chosen: {plan.wiring}, depth {plan.depth}, relays {', '.join(map(str, plan.relays)) or 'none'}"
+    if plan.why:
+        yield f"why: {plan.why}"
+
+
+def _memory(plan: WiringPlan) -> Iterator[str]:
+    rows = [(edge.name, _synapse(edge.form, edge.shape), edge.rule, size(edge.bytes)) for edge in plan.edges]
+    rows.append(("total", "", "", size(sum(edge.bytes for edge in plan.edges))))
+    yield from table(("synapse", "shape", "rule", "memory"), rows)
