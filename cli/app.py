@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -93,16 +94,17 @@ def compile_command(
         usage = list(Options(**options).problems())
         other = list(unwritable(out)) if out is not None else []
         phase(f"reading {model}")
-        with neighbours(model), _torch_hushed():
+        with neighbours(model):
             started = time.perf_counter()
             loaded = _load(model, inputs or [], usage, other)
             reading = time.perf_counter() - started
-            step = api.compile(
-                loaded.model,
-                loaded.example_inputs,
-                progress=lambda name: phase(f"compiling {loaded.name}: {name}"),
-                **options,
-            )
+            with _hushed():
+                step = api.compile(
+                    loaded.model,
+                    loaded.example_inputs,
+                    progress=lambda name: phase(f"compiling {loaded.name}: {name}"),
+                    **options,
+                )
         folder = out if out is not None else Path("build") / loaded.name
         phase(f"writing {folder}")
         started = time.perf_counter()
@@ -126,10 +128,11 @@ def explain_command(model: Model, inputs: Inputs = None, as_json: Json = False) 
         from reclra_graph.passes.pipeline import explain_model
 
         phase(f"reading {model}")
-        with neighbours(model), _torch_hushed():
+        with neighbours(model):
             loaded = _load(model, inputs or [], [], [])
             phase(f"reading the operators of {loaded.name}")
-            regions = explain_model(loaded.model, loaded.example_inputs)
+            with _hushed():
+                regions = explain_model(loaded.model, loaded.example_inputs)
         value = summary.explained(loaded.name, regions)
         return value, lambda: render.explained(value)
 
@@ -201,8 +204,9 @@ def _report(
 
 
 @contextlib.contextmanager
-def _torch_hushed() -> Iterator[None]:
-    """Keep torch's log of its own failed attempts from standard error: what matters comes back as a coded error."""
+def _hushed() -> Iterator[None]:
+    """Keep what torch logs and prints of its own failed attempts from the terminal: what matters comes back as a coded
+    error. forward() runs on symbols meanwhile, several times; what it prints goes the same way."""
     handlers = [
         handler
         for name, logger in list(logging.root.manager.loggerDict.items())
@@ -211,11 +215,14 @@ def _torch_hushed() -> Iterator[None]:
     ]
     levels = [handler.level for handler in handlers]
     # Who sets TORCH_LOGS wants to read them.
-    if "TORCH_LOGS" not in os.environ:
-        for handler in handlers:
-            handler.setLevel(logging.CRITICAL + 1)
-    try:
+    if "TORCH_LOGS" in os.environ:
         yield
+        return
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)

@@ -25,7 +25,7 @@ ROWS = 24
 @contextmanager
 def progress(hidden: bool = False) -> Iterator[Callable[[str], None]]:
     """A function that names the phase now running, on standard error; silent where ``hidden``, or no terminal."""
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)
     if hidden or not console.is_terminal:
         yield lambda text: None
         return

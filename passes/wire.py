@@ -151,7 +151,8 @@ def _candidates(regions: RegionGraph, options: Options, relays: tuple[int, ...] 
         return [_Wiring("relays", _relayed(regions, relays, depth or 2), structural=True), *yardsticks]
     own = _own_relays(regions, depth or 2)
     if options.wiring == "blocks":
-        return [*(own or [_Wiring("groups", _grouped(regions, depth or 2))]), *yardsticks]
+        # A model without blocks has bottlenecks at best; without either, neighbouring regions make up a block.
+        return [*(own[:1] or [_Wiring("groups", _grouped(regions, depth or 2))]), *yardsticks]
     if depth == 1:
         return [flat, chain]
     if depth is not None:

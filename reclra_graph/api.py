@@ -39,6 +39,7 @@ def compile(  # named as torch.compile is
     update: str = "analytic",
     strict: bool = False,
     seed: int = 0,
+    synapse_entries: int = 1 << 22,
     progress: Callable[[str], None] | None = None,
 ) -> CompiledStep:
     """A training step for ``model`` without backpropagation. The model is not changed, only read.
@@ -52,6 +53,7 @@ def compile(  # named as torch.compile is
     loss: "cross-entropy", "mse" (half the squared distance) or "bce-with-logits".
     optimizer, lr: of ``step(x, target)``.
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
+    synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions ("channel").
     progress: told the name of each pass as it starts.
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
@@ -61,6 +63,7 @@ def compile(  # named as torch.compile is
     options = Options(
         gpus, depth, None if relays is None else tuple(relays), edges, rule, beta, gamma,
         tuple(sorted((kappa or {}).items())), norm, sign, gain, loss, optimizer, lr, update, strict, seed,
+        synapse_entries,
     )  # fmt: skip
     found = compile_model(model, inputs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)
@@ -97,7 +100,8 @@ def assign_grads(step: CompiledStep, inputs: Tensor | Sequence[Tensor], target: 
     """Compute one step's updates and put them into ``.grad`` instead of applying them; returns the loss.
 
     ``.grad`` of every parameter that learns, and of every synapse, is set (not added to) to its direction of descent,
-    a mean over the batch: any torch optimiser, scheduler or clipping can go on from there. Pass
+    a mean over the batch: any torch optimiser, scheduler or clipping can go on from there. As in any forward pass in
+    train mode, running statistics move on. Pass
     ``step.synapses.values()`` to the optimiser as well, or leave them out to keep them fixed.
     """
     loss, parameters, synapses = step.deltas(inputs, target)

@@ -1,0 +1,131 @@
+"""The schedule's verifier and an independent check (networkx, from the tasks' calls) agree about every mutation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+
+from reclra_graph.errors import VerificationError
+from reclra_graph.ir.schedule import Copy, Free, Record, Run, Schedule, Wait
+from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.verify import verify
+from tests.models import STEPS, build
+from tests.property.happens_before import doubled, faults, swapped, touched, without
+from tests.property.nets import NETS, net, wiring
+
+
+@cache
+def random_schedule(number: int) -> Schedule:
+    """A schedule of a random net under a random wiring on two to five lanes."""
+    chance = random.Random(1000 + number)
+    model, regions, _ = net(number % NETS)
+    wired = "auto" if number % 5 == 0 else wiring(regions, chance.randint(0, 99))
+    options = {"synapse_entries": 1} if number % 3 == 0 else {}
+    return build(model, regions, gpus=chance.randint(2, 5), wiring=wired, **options).schedule
+
+
+SCHEDULES = range(10)
+
+
+def refused(schedule: Schedule) -> str:
+    """What the verifier says, or nothing."""
+    try:
+        verify(schedule)
+    except VerificationError as error:
+        return str(error)
+    return ""
+
+
+def actions_of(schedule: Schedule, kind: type) -> Iterator[int]:
+    return (number for number, action in enumerate(schedule.actions) if isinstance(action, kind))
+
+
+@pytest.mark.parametrize("make", STEPS, ids=lambda make: make.__name__)
+def test_compiled_schedules_are_sound(make: Callable[[], CompiledStep]) -> None:
+    assert faults(make().schedule) == set()
+
+
+@pytest.mark.parametrize("number", SCHEDULES)
+def test_random_schedules_are_sound(number: int) -> None:
+    assert faults(random_schedule(number)) == set()
+
+
+@pytest.mark.parametrize("make", STEPS, ids=lambda make: make.__name__)
+def test_tasks_declare_what_their_calls_touch(make: Callable[[], CompiledStep]) -> None:
+    for task in make().schedule.tasks.tasks:
+        assert (set(task.reads), set(task.writes)) == touched(task), task.name
+
+
+@pytest.mark.parametrize("number", SCHEDULES)
+def test_every_dropped_wait_is_caught_or_provably_redundant(number: int) -> None:
+    schedule = random_schedule(number)
+    waits = list(actions_of(schedule, Wait))
+    redundant = []
+    for place in waits:
+        broken = without(schedule, place)
+        wrong, said = faults(broken), refused(broken)
+        assert bool(said) == bool(wrong), (place, schedule.actions[place], wrong, said)
+        if not wrong:
+            redundant.append(schedule.actions[place])
+    assert len(schedule.lanes) == 1 or waits
+    # One wait per producer and lane, and none that follows from another: each costs a synchronisation on the device.
+    assert redundant == []
+
+
+@pytest.mark.parametrize("kind", [Run, Record, Copy, Free], ids=lambda kind: kind.__name__)
+def test_dropped_actions(kind: type) -> None:
+    for number in (1, 3, 6):
+        schedule = random_schedule(number)
+        for place in actions_of(schedule, kind):
+            broken = without(schedule, place)
+            said = refused(broken)
+            assert bool(said) == bool(faults(broken)), (number, place, schedule.actions[place], said)
+            # A Free more or less costs memory, not results; everything else is needed.
+            assert bool(said) == (kind is not Free), (number, place, schedule.actions[place])
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 6, 9])
+def test_swapped_and_doubled_actions(number: int) -> None:
+    schedule = random_schedule(number)
+    chance = random.Random(number)
+    size = len(schedule.actions)
+    pairs = [(place, place + 1) for place in range(size - 1)]
+    pairs += [tuple(sorted(chance.sample(range(size), 2))) for _ in range(40)]  # type: ignore[misc]
+    verdicts = set()
+    for first, second in pairs:
+        broken = swapped(schedule, first, second)
+        wrong, said = faults(broken), refused(broken)
+        assert bool(said) == bool(wrong), (first, second, schedule.actions[first], schedule.actions[second], wrong, said)
+        verdicts.add(bool(said))
+    assert verdicts == {False, True}
+    for _ in range(30):
+        broken = doubled(schedule, chance.randrange(size), chance.randrange(size + 1))
+        wrong, said = faults(broken), refused(broken)
+        assert bool(said) == bool(wrong), (wrong, said)
+
+
+@pytest.mark.parametrize("number", SCHEDULES)
+def test_a_copy_follows_what_made_its_value(number: int) -> None:
+    schedule = random_schedule(number)
+    made = {name: task.name for task in schedule.tasks.tasks for name in task.writes}
+    lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    for action in schedule.actions:
+        if isinstance(action, Copy):
+            home = lane_of[made[action.value]] if action.value in made and action.value[1:2] != "[" else 0
+            assert (action.source, action.source != action.lane) == (home, True), action
+
+
+@pytest.mark.parametrize("number", SCHEDULES)
+def test_synapses_are_read_on_the_lane_that_owns_them(number: int) -> None:
+    # Else, with a GPU per lane, a task would meet a synapse of another device; no Copy ever moves one.
+    schedule = random_schedule(number)
+    lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    owner = {edge.name: lane_of[f"target:{edge.target}"] for edge in schedule.tasks.plan.edges}
+    copied = {(action.value, action.lane) for action in schedule.actions if isinstance(action, Copy)}
+    for task in schedule.tasks.tasks:
+        for storage in task.reads:
+            if storage.startswith("E[") and task.kind != "optimise":
+                assert lane_of[task.name] == owner[storage[2:-1]] or (storage, lane_of[task.name]) in copied, (task.name, storage)
