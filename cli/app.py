@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import logging
-import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -98,13 +95,12 @@ def compile_command(
             started = time.perf_counter()
             loaded = _load(model, inputs or [], usage, other)
             reading = time.perf_counter() - started
-            with _hushed():
-                step = api.compile(
-                    loaded.model,
-                    loaded.example_inputs,
-                    progress=lambda name: phase(f"compiling {loaded.name}: {name}"),
-                    **options,
-                )
+            step = api.compile(
+                loaded.model,
+                loaded.example_inputs,
+                progress=lambda name: phase(f"compiling {loaded.name}: {name}"),
+                **options,
+            )
         folder = out if out is not None else Path("build") / loaded.name
         phase(f"writing {folder}")
         started = time.perf_counter()
@@ -131,8 +127,7 @@ def explain_command(model: Model, inputs: Inputs = None, as_json: Json = False) 
         with neighbours(model):
             loaded = _load(model, inputs or [], [], [])
             phase(f"reading the operators of {loaded.name}")
-            with _hushed():
-                regions = explain_model(loaded.model, loaded.example_inputs)
+            regions = explain_model(loaded.model, loaded.example_inputs)
         value = summary.explained(loaded.name, regions)
         return value, lambda: render.explained(value)
 
@@ -201,31 +196,6 @@ def _report(
     else:
         render.problems(found)
     raise typer.Exit(status)
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what torch logs and prints of its own failed attempts from the terminal: what matters comes back as a coded
-    error. forward() runs on symbols meanwhile, several times; what it prints goes the same way."""
-    handlers = [
-        handler
-        for name, logger in list(logging.root.manager.loggerDict.items())
-        if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger)
-        for handler in logger.handlers
-    ]
-    levels = [handler.level for handler in handlers]
-    # Who sets TORCH_LOGS wants to read them.
-    if "TORCH_LOGS" in os.environ:
-        yield
-        return
-    for handler in handlers:
-        handler.setLevel(logging.CRITICAL + 1)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
 
 
 def _load(model: str, inputs: Sequence[str], usage: list[Problem], other: list[Problem]) -> LoadedModel:

@@ -38,6 +38,7 @@ from reclra_graph.ir.operators import (
     TensorType,
     TorchConstant,
 )
+from reclra_graph.passes.quiet import hushed
 
 # Results of tuple-valued operators that learning reads although the forward pass does not: a dropout's mask (errors
 # pass through the same mask), a batch norm's mean and inverse deviation (its scale learns from the normalised input).
@@ -91,22 +92,22 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgr
             twin = copy.deepcopy(model).train()
             dims = tuple({0: ExportDim.AUTO} for _ in inputs) if free else None
             # Values of the generator that tracing draws must not change what the user's run draws afterwards.
-            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            with hushed(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")
                 program = torch.export.export(twin, inputs, dynamic_shapes=dims, strict=False)
                 return program.run_decompositions({}), frontend
         except Exception as error:  # whatever user code or the tracer raises becomes one coded error below
             failure = error
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with hushed(), torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(model).train()(*inputs)
     except Exception as error:
         shapes = ", ".join("x".join(str(size) for size in item.shape) for item in inputs)
         cause = f"forward() raised {type(error).__name__} on inputs {shapes}: {_first_line(error)}"
-        raise ModelError(Problem("RG201", cause, _user_line(error))) from error
+        raise ModelError(Problem("RG201", cause, _user_line(error) or type(model).__name__)) from error
     assert failure is not None
     cause = f"torch.export raised {type(failure).__name__}: {_first_line(failure)}"
-    raise ModelError(Problem("RG202", cause, _user_line(failure))) from failure
+    raise ModelError(Problem("RG202", cause, _user_line(failure) or type(model).__name__)) from failure
 
 
 def _first_line(error: BaseException) -> str:

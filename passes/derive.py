@@ -19,7 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from reclra_graph.ir.operators import BATCH, Argument, Operator, OperatorGraph, Ref, TensorType, TorchConstant
+from reclra_graph.ir.operators import (
+    BATCH,
+    Argument,
+    DeviceArgument,
+    Operator,
+    OperatorGraph,
+    Ref,
+    TensorType,
+    TorchConstant,
+)
 from reclra_graph.ir.tasks import Call
 from reclra_graph.rules.operators import function
 
@@ -59,7 +68,8 @@ def derive(
     new: Callable[[str], str],
 ) -> tuple[list[Call], dict[str, str]]:
     """Calls that compute the error at the values ``wanted`` of the operator from ``error`` at its output (or at part
-    ``part`` of its tuple of outputs), and the name of the result for each. Names of values are the operator graph's;
+    ``part`` of its tuple of outputs), and the name of the result for each; a derivative that is zero everywhere is left
+    out. Names of values are the operator graph's;
     ``new`` makes fresh ones. Raises NoDerivative where there is none."""
     fakes = _Fakes(graph)
     read = [name for name in operator.reads if name in graph.types]
@@ -175,7 +185,14 @@ def _results(
     results = node.args[0]
     assert isinstance(results, (list, tuple))
     found: dict[str, str] = {}
+    moved = set[fx.Node]()
+    for earlier in node.graph.nodes:
+        first = earlier.op == "placeholder" and not moved
+        if first or any(source in moved for source in earlier.all_input_nodes):
+            moved.add(earlier)
     for value, item in zip(wanted, results, strict=True):
+        if item not in moved:  # zero whatever the error is
+            continue
         name = names[item] if isinstance(item, fx.Node) else None
         if not isinstance(name, Ref):
             raise NoDerivative(f"{operator.target} has no derivative by {value}")
@@ -195,6 +212,8 @@ def _argument(value: Any, names: dict[fx.Node, Argument]) -> Argument:
         return tuple(_argument(item, names) for item in value)
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
         return TorchConstant(str(value).removeprefix("torch."))
+    if isinstance(value, torch.device):
+        return DeviceArgument()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise NoDerivative(f"an argument of type {type(value).__name__}")

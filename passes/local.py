@@ -69,7 +69,12 @@ def local_derivatives(
             calls.extend(made)
             for read, result in found.items():
                 at.setdefault((read, None), []).append(result)
+    for value, key in keys.items():
+        if not problems and (value, None) not in at:
+            cause = (
+                f"no error reaches {key} inside its layer: the derivative is zero everywhere, as behind a step function"
+            )
+            problems.append(Problem("RG303", cause, region.line or region.name))
     if problems:
         raise ModelError(problems)
-    # A parameter behind a step function gets no error at all: its update is none.
-    return calls, {key: total(at[value, None]) for value, key in keys.items() if (value, None) in at}
+    return calls, {key: total(at[value, None]) for value, key in keys.items()}

@@ -38,8 +38,8 @@ _TORCH = {
     "bernoulli", "where", "matmul", "bmm", "mm", "addmm",
 }  # fmt: skip
 _METHODS = {
-    "view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "expand", "contiguous", "copy_", "mean",
-    "sum", "t",
+    "view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "expand", "contiguous", "copy_",
+    "mean", "sum", "t",
 }  # fmt: skip
 _FUNCTIONAL_LIMITS = {"elu": 2}  # F.elu knows fewer arguments than the operator behind it
 

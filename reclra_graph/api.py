@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reclra_graph.errors import ModelError, Problem
+from reclra_graph.export.plan_json import read_plan
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.text import digest, from_text
@@ -81,6 +82,7 @@ def load(directory: str | Path, model: nn.Module) -> CompiledStep:
     folder = Path(directory)
     try:
         source = (folder / "step.py").read_text(encoding="utf-8")
+        plan = (folder / "plan.json").read_text(encoding="utf-8")
         timetable = from_text((folder / "schedule.txt").read_text(encoding="utf-8"))
         saved = torch.load(folder / "synapses.pt", map_location="cpu", weights_only=True)
         held = folder / "constants.pt"
@@ -91,7 +93,10 @@ def load(directory: str | Path, model: nn.Module) -> CompiledStep:
     if not isinstance(timetable, Schedule) or not isinstance(saved, dict):
         raise ModelError(Problem("RG702", "schedule.txt holds no schedule, or synapses.pt no synapses", str(folder)))
     verify(timetable)
-    step = CompiledStep(model, StepProgram(timetable, source, (), digest(timetable)), constants)
+    stamp = digest(timetable)
+    if read_plan(plan).digest != stamp:
+        raise ModelError(Problem("RG702", "plan.json and schedule.txt are not of the same plan", str(folder)))
+    step = CompiledStep(model, StepProgram(timetable, source, (), stamp), constants)
     step.load_state_dict(saved)
     return step
 

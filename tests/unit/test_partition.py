@@ -21,7 +21,7 @@ def layers(regions: RegionGraph) -> list[Region]:
     return [region for region in regions.regions if region.kind != "input"]
 
 
-def shape_of(regions: RegionGraph, region: Region) -> list[str]:
+def words_of(regions: RegionGraph, region: Region) -> list[str]:
     """Operators of a region as words, φ in angle brackets, sizes left out."""
     graph = regions.graph
     words = []
@@ -56,7 +56,7 @@ def test_one_region_per_layer() -> None:
     assert [region.name for region in layers(regions)] == [str(number) for number in range(0, 18, 2)]
     assert [region.shape for region in layers(regions)] == [(16,), (4,), (16,), (16,), (4,), (16,), (16,), (4,), (10,)]
     assert [region.units for region in layers(regions)] == [16, 4, 16, 16, 4, 16, 16, 4, 10]
-    assert [shape_of(regions, region) for region in layers(regions)] == [["linear", "<tanh>"]] * 8 + [["linear"]]
+    assert [words_of(regions, region) for region in layers(regions)] == [["linear", "<tanh>"]] * 8 + [["linear"]]
     assert regions.output == 9
     assert regions.edges == tuple((number, number + 1) for number in range(9))
     for region in layers(regions):
@@ -68,20 +68,18 @@ def test_one_region_per_layer() -> None:
 
 ACTIVATIONS: list[tuple[nn.Module, str]] = [
     (nn.Tanh(), "tanh"), (nn.ReLU(), "relu"), (nn.ELU(), "elu"), (nn.Sigmoid(), "sigmoid"), (nn.GELU(), "gelu"),
-    (nn.GELU(approximate="tanh"), "gelu"), (nn.SiLU(), "silu"), (Signum(), "sign"), (nn.LeakyReLU(0.2), "leaky_relu"),
-    (nn.Softplus(), "softplus"), (nn.Hardtanh(), "hardtanh"), (nn.ReLU6(), "hardtanh"), (nn.SELU(), "selu"),
-    (nn.CELU(), "celu"), (nn.Mish(), "mish"), (nn.Hardswish(), "hardswish"), (nn.LogSigmoid(), "log_sigmoid_forward"),
+    (nn.SiLU(), "silu"), (Signum(), "sign"), (nn.Softplus(), "softplus"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("activation", "name"), ACTIVATIONS[:8], ids=lambda item: str(item))
+@pytest.mark.parametrize(("activation", "name"), ACTIVATIONS, ids=lambda item: str(item))
 def test_activations(activation: nn.Module, name: str) -> None:
     regions = regions_of(nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 2)), torch.zeros(2, 3))
     first, second = layers(regions)
-    assert shape_of(regions, first) == ["linear", f"<{name}>"]
+    assert words_of(regions, first) == ["linear", f"<{name}>"]
     assert (first.pre, first.post) == ("linear", first.activation[0])
     # The output's activation is the loss's business: z_L = h_L.
-    assert shape_of(regions, second) == ["linear"]
+    assert words_of(regions, second) == ["linear"]
     assert second.activation == ()
     assert second.pre == second.post
 
@@ -110,12 +108,12 @@ def test_norm_pool_and_dropout_around_the_activation() -> None:
     regions = regions_of(model, torch.zeros(3, 1, 8, 8))
     first, second, third = layers(regions)
     # Error neurons stand behind the pool: h has its shape. What follows φ carries none.
-    assert shape_of(regions, first)[:4] == ["conv2d", "native_batch_norm_legit_functional", "avg_pool2d", "<relu>"]
-    assert shape_of(regions, first)[-1] == "native_dropout"
+    assert words_of(regions, first)[:4] == ["conv2d", "native_batch_norm_legit_functional", "avg_pool2d", "<relu>"]
+    assert words_of(regions, first)[-1] == "native_dropout"
     assert first.shape == (4, 4, 4)
-    assert shape_of(regions, second)[:4] == ["conv2d", "native_dropout", "max_pool2d", "<tanh>"]
+    assert words_of(regions, second)[:4] == ["conv2d", "native_dropout", "max_pool2d", "<tanh>"]
     assert second.shape == (6, 2, 2)
-    assert shape_of(regions, third) == ["linear"]
+    assert words_of(regions, third) == ["linear"]
     assert rules_of(first) == {
         "0.weight": "conv_weight", "0.bias": "channel_bias", "1.weight": "batch_norm_scale", "1.bias": "channel_bias",
     }  # fmt: skip
@@ -134,7 +132,7 @@ def test_a_region_ends_where_no_error_can_be_carried() -> None:
     regions = regions_of(model, torch.zeros(2, 3))
     first = layers(regions)[0]
     assert (first.pre, first.activation, first.post) == ("linear", (), "linear")
-    assert shape_of(regions, first) == ["linear", "cumsum", "tanh"]
+    assert words_of(regions, first) == ["linear", "cumsum", "tanh"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_residual_blocks_and_projections() -> None:
     assert {key for key in rules_of(last) if "skip" in key} == {"blocks.1.skip.weight", "blocks.1.skip.bias"}
     assert graph.by_name[regions.regions[3].pre].target == "aten.add.Tensor"
     # A pool between blocks belongs to the region before it and carries no error neurons.
-    assert shape_of(regions, regions.regions[1])[-2:] == ["<relu>", "max_pool2d"]
+    assert words_of(regions, regions.regions[1])[-2:] == ["<relu>", "max_pool2d"]
 
 
 def test_the_projection_of_a_residual_mlp_shares_its_region() -> None:
@@ -245,7 +243,7 @@ def test_the_output_without_parameters() -> None:
     # log_softmax is the last layer's activation; global pooling is a region of its own, with nothing to learn.
     log = regions_of(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.LogSoftmax(dim=1)), torch.zeros(2, 4))
     assert [region.kind for region in log.regions] == ["input", "layer", "layer"]
-    assert shape_of(log, log.regions[2]) == ["linear", "<log_softmax>"]
+    assert words_of(log, log.regions[2]) == ["linear", "<log_softmax>"]
     assert log.regions[log.output].post == log.graph.output
     pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     tail = regions_of(pooled, torch.zeros(2, 1, 5, 5))
@@ -274,7 +272,7 @@ def test_operators_on_the_input_belong_to_region_0() -> None:
             return logits
 
     regions = regions_of(Scaled(), torch.zeros(2, 2, 2))
-    assert shape_of(regions, regions.regions[0])[-2:] == ["sub", "div"]
+    assert words_of(regions, regions.regions[0])[-2:] == ["sub", "div"]
     assert regions.regions[0].kind == "input"
     assert [region.name for region in layers(regions)] == ["layer"]
 
