@@ -25,6 +25,9 @@ from reclra_graph.rules.table import ERROR, carry, update
 
 _LOSSES = {"cross-entropy": "cross_entropy", "mse": "mse", "bce-with-logits": "bce_with_logits"}
 
+# Up to this many units of the source, E (e eᵀ) is less work than d eᵀ for any usual batch.
+_FEW = 32
+
 
 def lower(plan: WiringPlan) -> TaskGraph:
     """The task graph of one step: tasks in an order in which they can run."""
@@ -42,6 +45,7 @@ class _Lowering:
         self.names, self.namer = value_names(self.plan.regions)
         self.users = self.graph.users
         self.errors: dict[int, str] = {}
+        self.moved: dict[str, str] = {}
         self.shared: dict[str, list[str]] = {}
         owners: dict[str, int] = {}
         for region in self.regions:
@@ -171,7 +175,6 @@ class _Lowering:
         calls = [self._displace(edge, name, kind) for edge, name in zip(edges, moved, strict=True)]
         if not single:
             calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (displacement,), (kind,)))
-        self.moved = getattr(self, "moved", {})
         self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
         self._add(
             f"displace:{number}", "displace", number, group, calls, 0, sum(2 * prod(edge.shape) for edge in edges)
@@ -313,17 +316,16 @@ class _Lowering:
         return result
 
     def _synapse(self, edge: Edge, delta: str) -> Call:
-        """γ d eᵀ of Eq. 6 for one edge, in the direction that is subtracted from E; the printed sign adds it."""
-        rates, source, target = self.plan.rates, self.regions[edge.source], self.regions[edge.target]
-        gamma: Argument = Ref("gamma")
-        error, batch = Ref(self.errors[edge.source]), Ref("B")
-        moved, synapse = Ref(self.moved[edge.name]), Ref(f"E[{edge.name}]")
+        """γ d eᵀ of Eq. 6 for one edge, in the direction that is subtracted from E."""
+        source, target = self.regions[edge.source], self.regions[edge.target]
         kind = (TensorType(edge.shape, self._type(target).dtype),)
-        first = moved if edge.form == "dense" else error
-        rest: tuple[Argument, ...] = (error,) if edge.form == "dense" else (synapse,)
-        descend = rates.sign == "descend"
-        name = f"rules.synapse.{edge.form}_eq6" + ("" if descend else "_printed")
-        return Call(name, (first, *rest, gamma, batch, source.shape, target.shape), (), (delta,), kind)
+        d, e, synapse = Ref(self.moved[edge.name]), Ref(self.errors[edge.source]), Ref(f"E[{edge.name}]")
+        rate = (Ref("gamma"), Ref("B"), self.plan.rates.sign == "descend")
+        if edge.form == "dense" and source.units <= _FEW:
+            return Call("rules.synapse.dense_eq6_few", (synapse, e, *rate, source.shape), (), (delta,), kind)
+        first = d if edge.form == "dense" else synapse
+        args = (first, e, *rate, source.shape, target.shape)
+        return Call(f"rules.synapse.{edge.form}_eq6", args, (), (delta,), kind)
 
     def _tied(self) -> None:
         """Parameters with several contributions: their sum, once all regions that use them are done."""

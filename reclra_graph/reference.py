@@ -120,8 +120,7 @@ class _Step:
     ) -> None:
         rates = self.plan.rates
         learn = getattr(synapse, f"{form}_eq6")
-        shapes = (rates.gamma, self.batch, source.shape, region.shape)
-        delta = learn(d, e, *shapes) if form == "dense" else learn(e, before, *shapes)
+        delta = learn(d if form == "dense" else before, e, rates.gamma, self.batch, True, source.shape, region.shape)
         weights.add_(delta, alpha=-rates.lr if rates.sign == "descend" else rates.lr)
 
     def learn(self, region: Region) -> None:

@@ -24,11 +24,24 @@ def dense_displace(e: Tensor, synapse: Tensor, source: tuple[int, ...], target: 
     return d if len(target) == 1 else d.reshape(-1, *target)
 
 
+def _rate(gamma: float, batch: int, descend: bool) -> float:
+    """γ over the batch for the sign that shrinks E; −γ for the other reading of Eq. 6, E ← E − η ΔE, which grows E."""
+    return gamma / batch if descend else -gamma / batch
+
+
 def dense_eq6(
-    d: Tensor, e: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]
+    d: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: tuple[int, ...], target: tuple[int, ...]
 ) -> Tensor:
     """γ d_i e_jᵀ, mean over the batch: −ΔE of Eq. 6, the direction that descends D when it is subtracted from E."""
-    return gamma / batch * (_flat(d, target).T @ _flat(e, source))
+    return _rate(gamma, batch, descend) * (_flat(d, target).T @ _flat(e, source))
+
+
+def dense_eq6_few(
+    synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: tuple[int, ...]
+) -> Tensor:
+    """The same as γ E (e_j e_jᵀ), since d_i = E e_j: far less work where the source has few units."""
+    e = _flat(e, source)
+    return _rate(gamma, batch, descend) * (synapse @ (e.T @ e))
 
 
 def channel_error(e: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
@@ -67,23 +80,15 @@ def channel_displace(e: Tensor, synapse: Tensor, source: tuple[int, ...], target
 
 
 def channel_eq6(
-    e: Tensor, synapse: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]
+    synapse: Tensor,
+    e: Tensor,
+    gamma: float,
+    batch: int,
+    descend: bool,
+    source: tuple[int, ...],
+    target: tuple[int, ...],
 ) -> Tensor:
     """γ d_i e_jᵀ of a ``channel`` synapse, mean over the batch and over the positions where it is applied."""
     seen = channel_error(e, source, target)
     positions = prod(channel_grid(source, target))
-    return gamma / (batch * positions) * torch.einsum("bip,bjp->ij", synapse @ seen, seen)
-
-
-def dense_eq6_printed(
-    d: Tensor, e: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]
-) -> Tensor:
-    """−γ d_i e_jᵀ: Eq. 6 read with the sign of Eq. 5, E ← E − η ΔE, which lets E grow."""
-    return -dense_eq6(d, e, gamma, batch, source, target)
-
-
-def channel_eq6_printed(
-    e: Tensor, synapse: Tensor, gamma: float, batch: int, source: tuple[int, ...], target: tuple[int, ...]
-) -> Tensor:
-    """−γ d_i e_jᵀ of a ``channel`` synapse."""
-    return -channel_eq6(e, synapse, gamma, batch, source, target)
+    return _rate(gamma, batch * positions, descend) * torch.einsum("bip,bjp->ij", synapse @ seen, seen)

@@ -231,7 +231,7 @@ def _affine(name: str, operator: Operator, graph: OperatorGraph, args: dict[str,
         }
         if role != "weight" or 1 not in parts or 2 not in parts or args["training"] is not True:
             return None
-        return _call("updates", "batch_norm_scale", source, Ref(parts[1]), Ref(parts[2]), COUNT, rank)
+        return _call("updates", "batch_norm_scale", source, Ref(parts[1]), Ref(parts[2]), COUNT, args["eps"])
     if "layer_norm" in name:
         shape = args["normalized_shape"]
         if role == "bias":
