@@ -13,7 +13,7 @@ error by about β.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
@@ -23,9 +23,7 @@ from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
 from reclra_graph.ir.wiring import Candidate, Edge, Rates, WiringPlan
 from reclra_graph.options import Options
 from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
-
-Parents = dict[int, int]
-"""Tree of a wiring: region → the region that sends it its error."""
+from reclra_graph.passes.trees import block_wise, bottlenecks, chain, explicit, flat, grouped, relayed, supported
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,9 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     best = min(range(len(rows)), key=lambda index: (rows[index][0], index))
     _, wiring, winner, edges = rows[best]
     candidates = tuple(replace(row[2], chosen=index == best) for index, row in enumerate(rows))
+    if isinstance(options.depth, int) and options.depth != winner.depth:
+        cause = f"depth {options.depth} was asked for, but {winner.name} wiring as given has depth {winner.depth}"
+        raise ModelError(Problem("RG402", cause, "depth", "Leave out depth, or choose another wiring or other relays."))
     update = tuple((region.id, _update_rule(region, options)) for region in regions.regions if region.learns)
     return WiringPlan(
         regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options), candidates,
@@ -77,15 +78,13 @@ def _rates(options: Options) -> Rates:
     )  # fmt: skip
 
 
-def _supported(regions: RegionGraph) -> list[Region]:
-    """Regions that learn, below the output, in order."""
-    return [region for region in regions.regions if region.learns and region.id != regions.output]
-
-
 def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | None, list[Problem]]:
     """The relays asked for, as ids, and what is wrong with them."""
     if options.relays is None:
         return None, []
+    if options.wiring != "auto":
+        cause = f"relays were given together with {options.wiring!r} wiring, which has relays of its own or none"
+        return None, [Problem("RG403", cause, "relays", "Leave out one of the two.")]
     by_name: dict[str, int] = {}
     for region in regions.regions:
         if region.kind == "layer":
@@ -106,7 +105,7 @@ def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | N
 
 
 def _depth_problems(regions: RegionGraph, options: Options) -> list[Problem]:
-    most = len(_supported(regions))
+    most = len(supported(regions))
     if isinstance(options.depth, int) and options.depth > max(most, 1):
         return [
             Problem("RG402", f"depth {options.depth} is more than the {most} regions below the output allow", "depth")
@@ -138,27 +137,27 @@ def _update_rule(region: Region, options: Options) -> str:
 
 def _candidates(regions: RegionGraph, options: Options, relays: tuple[int, ...] | None) -> list[_Wiring]:
     """What is compared. A wiring, relays, or a depth that the user fixed leaves the rest as yardsticks only."""
-    flat, chain = _Wiring("flat", _flat(regions)), _Wiring("chain", _chain(regions), eligible=False)
-    yardsticks = [replace(flat, eligible=False), chain]
+    direct, chained = _Wiring("flat", flat(regions)), _Wiring("chain", chain(regions), eligible=False)
+    yardsticks = [replace(direct, eligible=False), chained]
     if not isinstance(options.wiring, str) or "->" in options.wiring:
-        return [_Wiring("explicit", _explicit(regions, options.wiring)), *yardsticks]
+        return [_Wiring("explicit", explicit(regions, options.wiring)), *yardsticks]
     depth = options.depth if isinstance(options.depth, int) else None
     if options.wiring == "flat":
-        return [flat, chain]
+        return [direct, chained]
     if options.wiring == "chain":
-        return [replace(chain, eligible=True), yardsticks[0]]
+        return [replace(chained, eligible=True), yardsticks[0]]
     if relays is not None:
-        return [_Wiring("relays", _relayed(regions, relays, depth or 2), structural=True), *yardsticks]
+        return [_Wiring("relays", relayed(regions, relays, depth or 2), structural=True), *yardsticks]
     own = _own_relays(regions, depth or 2)
     if options.wiring == "blocks":
         # A model without blocks has bottlenecks at best; without either, neighbouring regions make up a block.
-        return [*(own[:1] or [_Wiring("groups", _grouped(regions, depth or 2))]), *yardsticks]
+        return [*(own[:1] or [_Wiring("groups", grouped(regions, depth or 2))]), *yardsticks]
     if depth == 1:
-        return [flat, chain]
+        return [direct, chained]
     if depth is not None:
         own = [item for item in own if max(_levels(regions.output, item.pairs).values()) == depth]
-        return [*own, _Wiring("groups", _grouped(regions, depth)), *yardsticks]
-    return [*own, flat, chain]
+        return [*own, _Wiring("groups", grouped(regions, depth)), *yardsticks]
+    return [*own, direct, chained]
 
 
 def _own_relays(regions: RegionGraph, depth: int) -> list[_Wiring]:
@@ -166,157 +165,11 @@ def _own_relays(regions: RegionGraph, depth: int) -> list[_Wiring]:
     found = []
     ends = tuple(region.id for region in regions.regions if region.ends_block and region.id != regions.output)
     if ends:
-        found.append(_Wiring("blocks", _block_wise(regions, ends, depth), structural=True))
+        found.append(_Wiring("blocks", block_wise(regions, ends, depth), structural=True))
     narrow = bottlenecks(regions)
     if narrow:
-        found.append(_Wiring("bottlenecks", _relayed(regions, narrow, depth), structural=True))
+        found.append(_Wiring("bottlenecks", relayed(regions, narrow, depth), structural=True))
     return found
-
-
-def bottlenecks(regions: RegionGraph) -> tuple[int, ...]:
-    """Narrow layers: fewer units than the hidden regions before and behind. A model that only ever narrows has none."""
-    hidden = [region for region in regions.regions if region.kind == "layer" and region.id != regions.output]
-    found, widens = [], False
-    for index, region in enumerate(hidden):
-        near = [hidden[place].units for place in (index - 1, index + 1) if 0 <= place < len(hidden)]
-        if near and all(region.units < units for units in near):
-            found.append(region.id)
-            widens = widens or index + 1 < len(hidden)
-    return tuple(found) if widens else ()
-
-
-def _pairs(parents: Parents) -> tuple[tuple[int, int], ...]:
-    return tuple((source, target) for target, source in sorted(parents.items()))
-
-
-def _flat(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
-    return _pairs({region.id: regions.output for region in _supported(regions)})
-
-
-def _chain(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
-    """Backprop's order: every region hears from the next one that reads it."""
-    following: dict[int, list[int]] = {}
-    for source, target in regions.edges:
-        following.setdefault(source, []).append(target)
-    parents: Parents = {}
-    waiting = [region.id for region in _supported(regions)]
-    while waiting:
-        number = waiting.pop()
-        if number in parents or number == regions.output:
-            continue
-        parents[number] = min((item for item in following.get(number, ()) if item > number), default=regions.output)
-        waiting.append(parents[number])
-    return _pairs(parents)
-
-
-def _relayed(regions: RegionGraph, relays: Sequence[int], depth: int) -> tuple[tuple[int, int], ...]:
-    """Every region hangs on the nearest relay that it flows into; relays form a tree of depth − 1 below the output."""
-    ahead = _reachable(regions)
-    parents = _tree(list(relays), regions.output, depth - 1)
-    for region in _supported(regions):
-        if region.id not in relays:
-            nearest = [relay for relay in relays if relay > region.id and relay in ahead[region.id]]
-            parents[region.id] = min(nearest, default=regions.output)
-    return _pairs(parents)
-
-
-def _block_wise(regions: RegionGraph, ends: Sequence[int], depth: int) -> tuple[tuple[int, int], ...]:
-    """Every region of a block hangs on the block's output; regions outside blocks hang on the output."""
-    end_of = {regions.regions[number].block: number for number in ends}
-    parents = _tree(list(ends), regions.output, depth - 1)
-    for region in _supported(regions):
-        if region.id not in ends:
-            parents[region.id] = end_of.get(region.block, regions.output) if region.block else regions.output
-    return _pairs(parents)
-
-
-def _grouped(regions: RegionGraph, depth: int) -> tuple[tuple[int, int], ...]:
-    """A tree of exactly the depth asked for, from groups of neighbouring regions, the last of each its relay."""
-    return _pairs(_tree([region.id for region in _supported(regions)], regions.output, depth))
-
-
-def _tree(members: list[int], parent: int, depth: int) -> Parents:
-    """Hang ``members`` (in order) below ``parent``, as deep as ``depth`` where there are members enough."""
-    if depth <= 1 or len(members) <= 1:
-        return dict.fromkeys(members, parent)
-    count = max(1, min(round(len(members) ** (1 / depth)), len(members) - depth + 1))
-    parents: Parents = {}
-    # Later groups take what an even split leaves over, so that one of them is large enough for the depth.
-    sizes = _sizes(len(members), count, depth)
-    start = 0
-    for size in sizes:
-        group = members[start : start + size]
-        start += size
-        parents[group[-1]] = parent
-        parents.update(_tree(group[:-1], group[-1], depth - 1))
-    return parents
-
-
-def _sizes(total: int, count: int, depth: int) -> list[int]:
-    sizes = [total // count + (index >= count - total % count) for index in range(count)]
-    while sizes[-1] < depth and max(sizes[:-1], default=0) > 1:
-        sizes[sizes.index(max(sizes[:-1]))] -= 1
-        sizes[-1] += 1
-    return sizes
-
-
-def _reachable(regions: RegionGraph) -> dict[int, set[int]]:
-    """For every region, the regions that its representation flows into, at any distance."""
-    ahead: dict[int, set[int]] = {region.id: set() for region in regions.regions}
-    for source, target in sorted(regions.edges, reverse=True):
-        ahead[source] |= {target} | ahead[target]
-    return ahead
-
-
-def _explicit(regions: RegionGraph, wiring: str | Iterable[str]) -> tuple[tuple[int, int], ...]:
-    """Edges given as ``"9->5"``; checked for everything that can be wrong with them."""
-    items = wiring.replace(";", ",").split(",") if isinstance(wiring, str) else list(wiring)
-    problems: list[Problem] = []
-    pairs: list[tuple[int, int]] = []
-    allowed = set(regions.sites)
-    for item in items:
-        ends = [part.strip() for part in str(item).split("->")]
-        if len(ends) != 2 or not all(part.isdigit() for part in ends):
-            problems.append(Problem("RG404", f"{str(item).strip()!r} is not an edge", "wiring"))
-            continue
-        source, target = int(ends[0]), int(ends[1])
-        unknown = [number for number in (source, target) if number not in allowed]
-        if unknown:
-            problems.append(
-                Problem("RG404", f"edge {item}: there is no region {unknown[0]} with error neurons", "wiring")
-            )
-        elif target == regions.output:
-            problems.append(
-                Problem("RG404", f"edge {item} leads into the output, whose error comes from the loss", "wiring")
-            )
-        elif (source, target) in pairs:
-            problems.append(Problem("RG404", f"edge {item} is given twice", "wiring"))
-        else:
-            pairs.append((source, target))
-    if not problems:
-        problems = _unsound(regions, pairs)
-    if problems:
-        raise ModelError(problems)
-    return tuple(sorted(pairs, key=lambda pair: (pair[1], pair[0])))
-
-
-def _unsound(regions: RegionGraph, pairs: Sequence[tuple[int, int]]) -> list[Problem]:
-    wires = nx.DiGraph(list(pairs))
-    wires.add_node(regions.output)
-    if not nx.is_directed_acyclic_graph(wires):
-        cycle = " -> ".join(str(edge[0]) for edge in nx.find_cycle(wires))
-        return [Problem("RG408", f"the error edges form a cycle: {cycle}", "wiring")]
-    reached = nx.descendants(wires, regions.output)
-    dead = [region for region in _supported(regions) if region.id not in reached]
-    unfed = sorted({source for source, _ in pairs if source != regions.output and source not in reached})
-    return [
-        Problem("RG407", f"no error reaches region {region.id} ({region.name})", region.line or region.name)
-        for region in dead
-    ] + [
-        Problem("RG407", f"no error reaches region {number}, which should send one on", "wiring")
-        for number in unfed
-        if number not in {region.id for region in dead}
-    ]
 
 
 def _edge(regions: RegionGraph, source: int, target: int, options: Options) -> Edge:
