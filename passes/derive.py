@@ -10,6 +10,7 @@ the trace computes the operator's own result again, the value that the forward p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +137,7 @@ def _calls(
             return calls, _results(node, names, operator, wanted)
         elif node.op != "call_function":
             raise NoDerivative(f"{operator.target}: the derivative holds a {node.op}")
-        elif _target(node) == "aten.sym_size.int":
+        elif _target(node) == "aten.sym_size.int" and re.fullmatch(r"s\d+", str(node.meta.get("val"))):
             names[node] = Ref("B")
         else:
             args = tuple(_argument(item, names) for item in node.args)
@@ -201,7 +202,7 @@ def _results(
 
 
 def _kind(value: Tensor) -> TensorType:
-    shape = tuple(size if isinstance(size, int) else BATCH for size in value.shape)
+    shape = tuple(size if isinstance(size, int) else re.sub(r"\bs\d+\b", BATCH, str(size)) for size in value.shape)
     return TensorType(shape, str(value.dtype).removeprefix("torch."))
 
 

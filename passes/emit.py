@@ -245,6 +245,8 @@ class _Writer:
                 kind for kind, result in zip(item.types, item.results, strict=False) if kind is not None and result
             ]
             results = ", ".join(result or "_" for result in item.results)
+            if item.unpack and len(item.results) == 1:
+                results = f"({results},)"
             self.statement(results, written_call, _comment(kinds))
 
 

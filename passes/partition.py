@@ -104,7 +104,7 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[_Open]:
         mine = [region for region in arriving if region.block == block and _only_user(graph, region.end, operator)]
         if operator.name in graph.without_data:
             continue
-        parametrised = bool(parameters_read(operator, graph) or derived_read(operator, graph))
+        parametrised = any(name in graph.derived for name in operator.reads)
         grows = (
             mine
             and len(mine) == len(arriving)

@@ -73,9 +73,11 @@ class ResidualCNN(nn.Module):
 
 
 class SkipMLP(nn.Module):
-    """Equal widths; ``skips`` holds (from layer, to layer): the input of one is added to the pre-activation of another."""
+    """Equal widths; ``skips`` holds (layer, layer): the input of one is added to the pre-activation of the other."""
 
-    def __init__(self, width: int, depth: int, skips: Sequence[tuple[int, int]], activations: Sequence[type[nn.Module]]) -> None:
+    def __init__(
+        self, width: int, depth: int, skips: Sequence[tuple[int, int]], activations: Sequence[type[nn.Module]]
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.activations = nn.ModuleList(activations[index % len(activations)]() for index in range(depth))
@@ -160,6 +162,22 @@ class Dropouts(nn.Module):
         return logits
 
 
+class LocalNet(nn.Module):
+    """Parameters without a closed form: a learned slope, and a weight that is transposed and used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.slope, self.head = nn.Linear(6, 5), nn.PReLU(), nn.Linear(5, 3)
+        self.weight = nn.Parameter(torch.randn(5, 5) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.t()
+        z = self.slope(self.first(x))
+        z = torch.tanh(torch.tanh(z @ weight) @ weight)
+        logits: Tensor = self.head(z)
+        return logits
+
+
 def snapshot(step: CompiledStep) -> dict[str, Tensor]:
     """Copies of everything a step may change: parameters, buffers (also those outside state_dict) and synapses."""
     held = {f"P.{key}": value.detach().clone() for key, value in step.model.named_parameters()}
@@ -178,9 +196,13 @@ def changed(step: CompiledStep, before: dict[str, Tensor]) -> set[str]:
 
 def same(first: Tensor, second: Tensor) -> bool:
     """Bitwise equality, in effect: equal shapes, dtypes and values, NaN where NaN."""
-    return first.dtype == second.dtype and first.shape == second.shape and torch.equal(
-        torch.nan_to_num(first, nan=12345.0) if first.is_floating_point() else first,
-        torch.nan_to_num(second, nan=12345.0) if second.is_floating_point() else second,
+    return (
+        first.dtype == second.dtype
+        and first.shape == second.shape
+        and torch.equal(
+            torch.nan_to_num(first, nan=12345.0) if first.is_floating_point() else first,
+            torch.nan_to_num(second, nan=12345.0) if second.is_floating_point() else second,
+        )
     )
 
 
@@ -252,7 +274,14 @@ def dropouts() -> CompiledStep:
     return rg.compile(Dropouts(), torch.zeros(4, 6))
 
 
-STEPS: tuple[Callable[[], CompiledStep], ...] = (figure1, residual_cnn, two_inputs, tied, dropouts)
+@cache
+def local_net() -> CompiledStep:
+    """Local derivatives, on three GPUs."""
+    torch.manual_seed(6)
+    return rg.compile(LocalNet(), torch.zeros(4, 6), gpus=3)
+
+
+STEPS: tuple[Callable[[], CompiledStep], ...] = (figure1, residual_cnn, two_inputs, tied, dropouts, local_net)
 """Compiled models of every kind; parametrise with ``ids=lambda make: make.__name__``."""
 
 
@@ -261,7 +290,9 @@ def batch_for(step: CompiledStep, size: int = 4, seed: int = 0) -> tuple[tuple[T
     generator = torch.Generator().manual_seed(seed)
     graph = step.plan.regions.graph
     inputs = tuple(
-        torch.randn(size, *(int(n) for n in item.type.shape[1:]), generator=generator, dtype=getattr(torch, item.type.dtype))
+        torch.randn(
+            size, *(int(n) for n in item.type.shape[1:]), generator=generator, dtype=getattr(torch, item.type.dtype)
+        )
         for item in graph.inputs
     )
     shape = step.plan.regions.regions[step.plan.regions.output].shape

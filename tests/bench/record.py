@@ -26,12 +26,12 @@ def progress(text: str) -> None:
 
 
 def circumstances(argv: Sequence[str]) -> dict[str, Any]:
-    """The command, date, commit, machine and versions. ``argv`` as in ``sys.argv``, with the script as it was called."""
+    """The command, date, commit, machine and versions. ``argv`` as in ``sys.argv``, the script first."""
     import torch
 
     import reclra_graph as rg
 
-    cuda = torch.cuda.is_available()
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "command": " ".join(["python", script_name(argv[0]), *argv[1:]]),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -42,7 +42,7 @@ def circumstances(argv: Sequence[str]) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "load": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-            "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
+            "devices": [torch.cuda.get_device_name(index) for index in range(devices)],
         },
         "versions": {
             "python": platform.python_version(),
@@ -108,7 +108,8 @@ def example(name: str) -> ModuleType:
     """An example's module, from the folder examples/."""
     path = ROOT / "examples" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(name, module)
     spec.loader.exec_module(module)

@@ -43,7 +43,18 @@ def _normed() -> nn.Module:
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(7, 8)), nn.Tanh(), nn.Linear(8, 5))
 
 
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRU(3, 8, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
 CASES = {
+    "recurrent": (_Recurrent, (4, 3), {}),
     "slopes": (_slopes, (7,), {}),
     "convolutions": (_convolutions, (2, 8, 8), {"update": "local_vjp"}),
     "weight norm": (_normed, (7,), {}),

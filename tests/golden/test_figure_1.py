@@ -11,6 +11,7 @@ import reclra_graph as rg
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.passes.lower import lower
 from reclra_graph.passes.schedule import schedule
+from reclra_graph.passes.trees import bottlenecks
 from reclra_graph.passes.wire import wire
 from reclra_graph.verify import verify
 from tests.golden.nets import figure_1
@@ -99,7 +100,9 @@ def test_makespan_table(name: str) -> None:
         (row,) = [item for item in plan.candidates if item.name == name]
         compared.append(row.makespan)
         assert row.makespan_one == 18
-        options = rg.Options(gpus=gpus, relays=(2, 5, 8)) if name == "bottlenecks" else rg.Options(gpus=gpus, wiring=name)
+        options = (
+            rg.Options(gpus=gpus, relays=(2, 5, 8)) if name == "bottlenecks" else rg.Options(gpus=gpus, wiring=name)
+        )
         own = verify(schedule(lower(verify(wire(regions(widths(16, 4)), options)))))
         assert own.tasks.plan.depth == {"chain": 8, "bottlenecks": 2, "flat": 1}[name]
         scheduled.append(own.makespan)
@@ -110,7 +113,14 @@ def test_makespan_table(name: str) -> None:
 def test_the_choice_follows_the_makespan() -> None:
     # Up to 8 GPUs depth 2 is as fast as flat and keeps the model's own relays; with 9 only flat takes 3 units.
     chosen = {gpus: wire(regions(widths(16, 4)), rg.Options(gpus=gpus)).wiring for gpus in GPUS}
-    assert chosen == {1: "bottlenecks", 2: "bottlenecks", 3: "bottlenecks", 5: "bottlenecks", 8: "bottlenecks", 9: "flat"}
+    assert chosen == {
+        1: "bottlenecks",
+        2: "bottlenecks",
+        3: "bottlenecks",
+        5: "bottlenecks",
+        8: "bottlenecks",
+        9: "flat",
+    }
     for gpus in GPUS:
         plan = wire(regions(widths(16, 4)), rg.Options(gpus=gpus))
         assert [row.name for row in plan.candidates if row.chosen] == [plan.wiring]
@@ -133,3 +143,9 @@ def test_without_narrow_layers_there_are_no_relays() -> None:
     narrowing = wire(regions((20, 18, 16, 14, 12, 10, 8, 6, 4, 3)), rg.Options(gpus=5))
     assert (same.depth, same.relays) == (1, ())
     assert (narrowing.depth, narrowing.relays) == (1, ())
+
+
+def test_a_plateau_is_no_bottleneck() -> None:
+    # Narrower than the layers before and behind: of two equally narrow neighbours neither is.
+    assert bottlenecks(regions((20, 16, 4, 16, 10))) == (2,)
+    assert bottlenecks(regions((20, 16, 4, 4, 16, 10))) == ()

@@ -66,7 +66,9 @@ def test_the_kept_file_trains_as_the_reference_does(name: str, root: Path) -> No
 def test_reading_order_of_figure_1() -> None:
     source = compiled("figure_1").source
     body = source[source.index("def step(") :]
-    positions = [body.index(word) for word in ("z1 = torch.tanh(h1)", "e9 = torch.softmax(z9, 1)", "d8 = ", "with lane(1):")]
+    positions = [
+        body.index(word) for word in ("z1 = torch.tanh(h1)", "e9 = torch.softmax(z9, 1)", "d8 = ", "with lane(1):")
+    ]
     assert positions == sorted(positions)
     for number in (1, 2, 3, 4):
         assert f"with lane({number}):" in body

@@ -16,7 +16,7 @@ from reclra_graph.rules.operators import function
 
 
 class Machine:
-    """``P``: parameters, buffers and constants by key; ``E``: synapses. Both change in place; ``values`` holds the rest."""
+    """``P``: parameters, buffers and constants by key; ``E``: synapses. Both change in place."""
 
     def __init__(self, schedule: Schedule, P: Mapping[str, Tensor], E: Mapping[str, Tensor]) -> None:
         self.schedule = schedule
@@ -53,9 +53,13 @@ class Machine:
         else:
             rules = call.function.startswith("rules.")
             work = rule(call.function) if rules else function(call.function)
-            result = work(*(self.given(item, rules) for item in call.args), **{k: self.given(v, rules) for k, v in call.kwargs})
+            result = work(
+                *(self.given(item, rules) for item in call.args), **{k: self.given(v, rules) for k, v in call.kwargs}
+            )
             parts = tuple(result) if call.unpack else (result,)
-            self.values.update({name: part for name, part in zip(call.results, parts, strict=bool(call.results)) if name})
+            self.values.update(
+                {name: part for name, part in zip(call.results, parts, strict=bool(call.results)) if name}
+            )
 
     def given(self, argument: Any, rules: bool) -> Any:
         """The value of an argument: operators take lists where rules take tuples."""

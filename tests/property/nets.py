@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from reclra_graph.ir.regions import RegionGraph
-from tests.models import Signum, SkipMLP, SmallCNN, regions_of
+from reclra_graph.ir.schedule import Schedule
+from tests.models import Signum, SkipMLP, SmallCNN, build, regions_of
 
 NETS = 8
+SCHEDULES = range(10)
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.Tanh, nn.ReLU, Signum, nn.SiLU, nn.ELU, nn.Sigmoid)
 
 
@@ -45,3 +47,13 @@ def wiring(regions: RegionGraph, seed: int) -> tuple[str, ...]:
         edges += [f"{source}->{region}" for source in chance.sample(joined, k=count)]
         joined.append(region)
     return tuple(edges)
+
+
+@cache
+def random_schedule(number: int) -> Schedule:
+    """A schedule of a random net under a random wiring on two to five lanes."""
+    chance = random.Random(1000 + number)
+    model, regions, _ = net(number % NETS)
+    wired = "auto" if number % 5 == 0 else wiring(regions, chance.randint(0, 99))
+    options = {"synapse_entries": 1} if number % 3 == 0 else {}
+    return build(model, regions, gpus=chance.randint(2, 5), wiring=wired, **options).schedule

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from functools import cache
 
 import pytest
 
@@ -12,22 +11,9 @@ from reclra_graph.errors import VerificationError
 from reclra_graph.ir.schedule import Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.verify import verify
-from tests.models import STEPS, build
+from tests.models import STEPS
 from tests.property.happens_before import doubled, faults, swapped, touched, without
-from tests.property.nets import NETS, net, wiring
-
-
-@cache
-def random_schedule(number: int) -> Schedule:
-    """A schedule of a random net under a random wiring on two to five lanes."""
-    chance = random.Random(1000 + number)
-    model, regions, _ = net(number % NETS)
-    wired = "auto" if number % 5 == 0 else wiring(regions, chance.randint(0, 99))
-    options = {"synapse_entries": 1} if number % 3 == 0 else {}
-    return build(model, regions, gpus=chance.randint(2, 5), wiring=wired, **options).schedule
-
-
-SCHEDULES = range(10)
+from tests.property.nets import SCHEDULES, random_schedule
 
 
 def refused(schedule: Schedule) -> str:
@@ -98,7 +84,14 @@ def test_swapped_and_doubled_actions(number: int) -> None:
     for first, second in pairs:
         broken = swapped(schedule, first, second)
         wrong, said = faults(broken), refused(broken)
-        assert bool(said) == bool(wrong), (first, second, schedule.actions[first], schedule.actions[second], wrong, said)
+        assert bool(said) == bool(wrong), (
+            first,
+            second,
+            schedule.actions[first],
+            schedule.actions[second],
+            wrong,
+            said,
+        )
         verdicts.add(bool(said))
     assert verdicts == {False, True}
     for _ in range(30):
@@ -128,4 +121,7 @@ def test_synapses_are_read_on_the_lane_that_owns_them(number: int) -> None:
     for task in schedule.tasks.tasks:
         for storage in task.reads:
             if storage.startswith("E[") and task.kind != "optimise":
-                assert lane_of[task.name] == owner[storage[2:-1]] or (storage, lane_of[task.name]) in copied, (task.name, storage)
+                assert lane_of[task.name] == owner[storage[2:-1]] or (storage, lane_of[task.name]) in copied, (
+                    task.name,
+                    storage,
+                )

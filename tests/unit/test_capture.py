@@ -109,10 +109,16 @@ def test_types_and_places(root: Path) -> None:
     lines = (root / "tests" / "models.py").read_text(encoding="utf-8").splitlines()
     assert {operator.line.partition(":")[0] for operator in graph.operators if operator.module} == {"tests/models.py"}
     assert "self.stem(x)" in lines[int(stem.line.partition(":")[2]) - 1]
-    relu = next(operator for operator in graph.operators if operator.target == "aten.relu.default" and "blocks.0" in operator.module)
+    relu = next(
+        operator
+        for operator in graph.operators
+        if operator.target == "aten.relu.default" and "blocks.0" in operator.module
+    )
     assert (relu.module, relu.module_class) == ("blocks.0", "ResidualBlock")
     assert dict(graph.modules)["blocks.1.bn2"] == "BatchNorm2d"
-    assert all(operator.type is not None or operator.types for operator in graph.operators if "sym" not in operator.target)
+    assert all(
+        operator.type is not None or operator.types for operator in graph.operators if "sym" not in operator.target
+    )
 
 
 def test_batch_norm_is_functional_and_counts() -> None:
@@ -127,14 +133,20 @@ def test_batch_norm_is_functional_and_counts() -> None:
     assert set(updated.values()) <= made
     # Learning reads the batch's own mean and deviation, which the forward pass itself does not.
     for norm in norms:
-        parts = {item.args[1] for item in graph.operators if item.target == "operator.getitem" and item.args[0] == Ref(norm.name)}
+        parts = {
+            item.args[1]
+            for item in graph.operators
+            if item.target == "operator.getitem" and item.args[0] == Ref(norm.name)
+        }
         assert {0, 1, 2, 3, 4} <= parts
 
 
 def test_masks_of_dropouts_are_kept() -> None:
     graph = dropouts().plan.regions.graph
     drops = [operator.name for operator in graph.operators if operator.target == "aten.native_dropout.default"]
-    masks = [operator for operator in graph.operators if operator.target == "operator.getitem" and operator.args[1] == 1]
+    masks = [
+        operator for operator in graph.operators if operator.target == "operator.getitem" and operator.args[1] == 1
+    ]
     assert len(drops) == 3
     assert {operator.args[0] for operator in masks} == {Ref(name) for name in drops}
     assert {operator.type.dtype for operator in masks if operator.type} == {"bool"}
@@ -225,7 +237,11 @@ def test_shapes_that_depend_on_the_batch() -> None:
 
 @pytest.mark.parametrize("train", [True, False])
 def test_the_model_is_left_alone(train: bool) -> None:
-    for model, inputs in ((ResidualCNN(), torch.randn(3, 1, 6, 6)), (Dropouts(), torch.randn(3, 6)), (Held(), torch.randn(3, 4))):
+    for model, inputs in (
+        (ResidualCNN(), torch.randn(3, 1, 6, 6)),
+        (Dropouts(), torch.randn(3, 6)),
+        (Held(), torch.randn(3, 4)),
+    ):
         model.train(train)
         next(model.children()).train(not train)
         modes = [module.training for module in model.modules()]
@@ -240,7 +256,10 @@ def test_the_model_is_left_alone(train: bool) -> None:
         assert [id(item) for item in (*model.parameters(), *model.buffers())] == ids
         now = dict((*model.state_dict().items(), *model.named_buffers()))
         assert all(same(value, now[key]) for key, value in before.items())
-        assert all(type(item) in (nn.Parameter, Tensor) and item.grad is None for item in (*model.parameters(), *model.buffers()))
+        assert all(
+            type(item) in (nn.Parameter, Tensor) and item.grad is None
+            for item in (*model.parameters(), *model.buffers())
+        )
 
 
 def test_a_model_that_is_functional_already() -> None:
@@ -254,5 +273,9 @@ def test_a_model_that_is_functional_already() -> None:
             return F.softplus(x @ self.w + self.c)
 
     graph = captured(Bare(), torch.randn(2, 4))
-    assert [operator.target for operator in graph.operators] == ["aten.matmul.default", "aten.add.Tensor", "aten.softplus.default"]
+    assert [operator.target for operator in graph.operators] == [
+        "aten.matmul.default",
+        "aten.add.Tensor",
+        "aten.softplus.default",
+    ]
     assert {operator.module for operator in graph.operators} == {""}

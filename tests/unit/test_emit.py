@@ -67,8 +67,8 @@ def test_what_every_file_keeps(make: Callable[[], CompiledStep]) -> None:
     assert arguments == ["P", "E", *names, "target", "lr", "beta", "gamma", "optimise"]
     assert list(step.module.INPUTS) == names
     assert set(step.module.SYNAPSES) == {edge.name for edge in step.plan.edges}
-    assert step.module.LANES == len(step.schedule.lanes)
-    assert step.module.PLAN == step.program.digest
+    constants = (step.module.LANES, step.module.PLAN)
+    assert constants == (len(step.schedule.lanes), step.program.digest)
 
 
 @pytest.mark.parametrize("make", STEPS, ids=lambda make: make.__name__)
@@ -182,13 +182,21 @@ def test_names_of_modules_are_only_keys(names: tuple[str, str]) -> None:
     first, last = names
     model = nn.Sequential(
         OrderedDict(
-            [(first, nn.Conv2d(1, 2, 3, padding=1)), ("n", nn.BatchNorm2d(2)), ("a", nn.ReLU()), ("f", nn.Flatten()), (last, nn.Linear(32, 3))]
+            [
+                (first, nn.Conv2d(1, 2, 3, padding=1)),
+                ("n", nn.BatchNorm2d(2)),
+                ("a", nn.ReLU()),
+                ("f", nn.Flatten()),
+                (last, nn.Linear(32, 3)),
+            ]
         )
     )
     step = rg.compile(model, torch.randn(2, 1, 4, 4), gpus=2)
     before = snapshot(step)
     step(torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 2]))
-    assert {key for key in changed(step, before) if key.startswith("P.")} == {f"P.{key}" for key, _ in model.named_parameters()}
+    assert {key for key in changed(step, before) if key.startswith("P.")} == {
+        f"P.{key}" for key, _ in model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("name", ['a "quoted" name', "new\nline", "import"], ids=repr)
@@ -198,9 +206,13 @@ def test_names_that_torch_cannot_trace(name: str) -> None:
     assert refused.value.codes == ("RG202",)
 
 
-@pytest.mark.parametrize(
-    "name", ["input", "x", "x1", "z1", "target", "step", "P", "E", "B", "F", "torch", "lr", "loss", "device", "dW1", "lane", "grad", "func", "float", "list", "range", "данные"]
-)  # fmt: skip
+INPUT_NAMES = (
+    *("input", "x", "x1", "z1", "target", "step", "P", "E", "B", "F", "torch", "lr", "loss", "device", "dW1"),
+    *("lane", "grad", "func", "float", "list", "range", "данные"),
+)
+
+
+@pytest.mark.parametrize("name", INPUT_NAMES)
 def test_names_of_inputs(name: str) -> None:
     # forward()'s argument becomes an argument of step(): it may not hide anything else in the file.
     space: dict[str, object] = {"nn": nn, "Clamp": Clamp}
@@ -240,7 +252,9 @@ def test_a_custom_optimiser_gets_every_delta() -> None:
     x, target = batch_for(step)
     step.module.step(step.storage(), step.synapses, *x, target, lr=0.5, optimise=optimise)
     assert changed(step, before) == set()
-    assert sorted(name for name, _, _ in got) == sorted([key for key, _ in step.model.named_parameters()] + list(step.synapses))
+    assert sorted(name for name, _, _ in got) == sorted(
+        [key for key, _ in step.model.named_parameters()] + list(step.synapses)
+    )
     assert {lr for _, _, lr in got} == {0.5}
 
 

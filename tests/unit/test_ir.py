@@ -49,7 +49,15 @@ def test_text_reads_back_equal(make: Callable[[], CompiledStep], stage: str) -> 
 
 def test_text_with_every_option_reads_back_equal() -> None:
     model, regions = figure1_regions()
-    options = {"kappa": ((2, 0.5), (3, 2.0)), "norm": 1, "sign": "printed", "gain": True, "beta": 1e-17, "gamma": 0, "lr": 3}
+    options = {
+        "kappa": ((2, 0.5), (3, 2.0)),
+        "norm": 1,
+        "sign": "printed",
+        "gain": True,
+        "beta": 1e-17,
+        "gamma": 0,
+        "lr": 3,
+    }
     program = build(model, regions, gpus=3, rule="fixed", loss="mse", seed=-1, **options).program
     assert from_text(to_text(program)) == program
     rates = program.schedule.tasks.plan.rates
@@ -76,13 +84,19 @@ arguments = st.recursive(
     lambda inner: st.lists(inner, max_size=3).map(tuple),
     max_leaves=8,
 )
-types = st.none() | st.builds(TensorType, st.lists(st.integers(0, 99) | st.sampled_from(("B", "4*B")), max_size=4).map(tuple))
+types = st.none() | st.builds(
+    TensorType, st.lists(st.integers(0, 99) | st.sampled_from(("B", "4*B")), max_size=4).map(tuple)
+)
 names = st.text(max_size=6)
 values = st.one_of(
     st.builds(Operator, names, names, st.lists(arguments, max_size=3).map(tuple), type=types, line=names),
     st.builds(Call, names, st.lists(arguments, max_size=3).map(tuple), results=st.lists(names, max_size=3).map(tuple)),
     st.builds(Edge, st.integers(), st.integers(), names, names, st.tuples(st.integers(), st.integers()), st.integers()),
-    st.builds(Rates, st.floats(allow_nan=False), kappa=st.lists(st.tuples(st.integers(), st.floats(allow_nan=False))).map(tuple)),
+    st.builds(
+        Rates,
+        st.floats(allow_nan=False),
+        kappa=st.lists(st.tuples(st.integers(), st.floats(allow_nan=False))).map(tuple),
+    ),
     st.builds(Lane, st.integers(), st.integers()),
     st.builds(Slot, names, st.integers(), st.integers(), st.integers()),
     st.builds(Free, st.lists(names, max_size=40).map(tuple), st.integers()),
@@ -95,6 +109,12 @@ values = st.one_of(
 @given(values | st.lists(values, max_size=4).map(tuple))
 def test_any_value_reads_back_equal(value: Any) -> None:
     assert from_text(to_text(value, "stamp")) == value
+
+
+def test_numbers_keep_their_kind() -> None:
+    # False == 0 == 0.0, and yet the emitted file would read differently.
+    for value in (Rates(gain=0), Rates(lr=1), Rates(norm=True), Lane(0, 0, stream=False), Ref("a")):  # type: ignore[arg-type]
+        assert repr(from_text(to_text(value))) == repr(value)
 
 
 def test_values_are_frozen() -> None:
@@ -174,7 +194,9 @@ def test_long_values_break_over_lines() -> None:
     assert max(map(len, text.splitlines())) < 1000
     assert len(text.splitlines()) > 100
     longer = replace(program.schedule, makespan=6)
-    differing = [pair for pair in zip(text.splitlines(), to_text(longer).splitlines(), strict=True) if pair[0] != pair[1]]
+    differing = [
+        pair for pair in zip(text.splitlines(), to_text(longer).splitlines(), strict=True) if pair[0] != pair[1]
+    ]
     assert differing == [("    makespan=5,", "    makespan=6,")]
 
 

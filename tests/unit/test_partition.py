@@ -156,7 +156,9 @@ def test_convolutions_have_closed_forms(conv: nn.Conv2d) -> None:
 
 
 def test_other_ranks_and_tables() -> None:
-    line = regions_of(nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)), torch.zeros(2, 2, 8))
+    line = regions_of(
+        nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(24, 2)), torch.zeros(2, 2, 8)
+    )
     assert rules_of(layers(line)[0]) == {"0.weight": "conv_weight", "0.bias": "channel_bias"}
     words = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2))
     regions = regions_of(words, torch.zeros(2, 3, dtype=torch.int64))
@@ -241,11 +243,15 @@ def test_pre_activation_blocks() -> None:
 
 def test_the_output_without_parameters() -> None:
     # log_softmax is the last layer's activation; global pooling is a region of its own, with nothing to learn.
-    log = regions_of(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.LogSoftmax(dim=1)), torch.zeros(2, 4))
+    log = regions_of(
+        nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.LogSoftmax(dim=1)), torch.zeros(2, 4)
+    )
     assert [region.kind for region in log.regions] == ["input", "layer", "layer"]
     assert words_of(log, log.regions[2]) == ["linear", "<log_softmax>"]
     assert log.regions[log.output].post == log.graph.output
-    pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    pooled = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     tail = regions_of(pooled, torch.zeros(2, 1, 5, 5))
     assert [region.kind for region in tail.regions] == ["input", "layer", "layer", "output"]
     last = tail.regions[tail.output]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
 import networkx as nx
 import pytest
@@ -105,7 +106,7 @@ def test_slots_are_a_valid_timetable(make: Callable[[], CompiledStep]) -> None:
             assert first.end <= second.start
     for lane in schedule.lanes:
         times = sorted((slot.start, slot.end) for slot in schedule.slots if slot.lane == lane.id)
-        assert all(first[1] <= second[0] for first, second in zip(times, times[1:], strict=False))
+        assert all(first[1] <= second[0] for first, second in pairwise(times))
     assert schedule.makespan == max(slot.end for slot in schedule.slots)
 
 
@@ -131,7 +132,13 @@ def job_lists(draw: st.DrawFn) -> list[Job]:
         after = draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else set()
         near = f"j{draw(st.integers(0, count - 1))}" if draw(st.booleans()) else ""
         jobs.append(
-            Job(f"j{number}", draw(st.integers(0, 3)), tuple(f"j{item}" for item in sorted(after)), draw(st.booleans()), near)
+            Job(
+                f"j{number}",
+                draw(st.integers(0, 3)),
+                tuple(f"j{item}" for item in sorted(after)),
+                draw(st.booleans()),
+                near,
+            )
         )
     return jobs
 
@@ -148,7 +155,7 @@ def test_list_schedule(jobs: list[Job], lanes: int) -> None:
         assert all(placed[other].end <= item.start for other in by_name[name].after)
     for lane in range(lanes):
         times = sorted((item.start, item.end) for item in placed.values() if item.lane == lane)
-        assert all(first[1] <= second[0] for first, second in zip(times, times[1:], strict=False))
+        assert all(first[1] <= second[0] for first, second in pairwise(times))
     order = nx.DiGraph()
     order.add_nodes_from(by_name)
     order.add_edges_from((other, job.name) for job in jobs for other in job.after)
@@ -169,3 +176,10 @@ def test_list_schedule_prefers_the_lane_of_its_kin() -> None:
     late = [Job("u", 1, urgent=False), Job("t", 1), Job("v", 1, ("t",))]
     assert list_schedule(late, 1)["t"].start == 0
     assert list_schedule(late, 1)["u"].start == 2
+
+
+def test_list_schedule_starts_the_longest_chain_first() -> None:
+    jobs = [Job("x", 1), Job("y", 1), Job("a", 1), Job("b", 1, ("a",)), Job("c", 1, ("b",))]
+    placed = list_schedule(jobs, 2)
+    assert placed["a"].start == 0
+    assert makespan(placed) == 3

@@ -12,7 +12,7 @@ from torch import nn
 
 import reclra_graph as rg
 from reclra_graph.ir.regions import RegionGraph
-from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.ir.wiring import Rates, WiringPlan
 from reclra_graph.passes.lower import lower
 from reclra_graph.passes.schedule import schedule
 from reclra_graph.passes.wire import wire
@@ -251,23 +251,40 @@ def test_a_dead_end_among_regions_that_do_not_learn() -> None:
 
 def test_plans_are_trees_or_dags_from_the_output() -> None:
     for regions in (chain_of(8), figure1_regions()[1], residual_cnn().plan.regions):
-        for options in ({}, {"wiring": "flat"}, {"wiring": "chain"}, {"wiring": "blocks"}, {"depth": 3}, {"relays": (3,)}):
+        for options in (
+            {},
+            {"wiring": "flat"},
+            {"wiring": "chain"},
+            {"wiring": "blocks"},
+            {"depth": 3},
+            {"relays": (3,)},
+        ):
             plan = wired(regions, **options)
             wires = nx.DiGraph([(edge.source, edge.target) for edge in plan.edges])
             assert nx.is_arborescence(wires)
             assert nx.dag_longest_path_length(wires) == plan.depth
             lengths = nx.single_source_shortest_path_length(wires, plan.regions.output)
-            assert {number: level for number, level in plan.level.items() if level} == {k: v for k, v in lengths.items() if v}
+            assert {number: level for number, level in plan.level.items() if level} == {
+                k: v for k, v in lengths.items() if v
+            }
 
 
 def test_rates_reach_the_plan() -> None:
     plan = wired(
-        chain_of(3), beta=0.3, gamma=0.2, kappa=((2, 0.5),), norm=1, sign="printed", gain=True, loss="mse", lr=0.7, seed=9
+        chain_of(3),
+        beta=0.3,
+        gamma=0.2,
+        kappa=((2, 0.5),),
+        norm=1,
+        sign="printed",
+        gain=True,
+        loss="mse",
+        lr=0.7,
+        seed=9,
     )
     rates = plan.rates
-    assert (rates.beta, rates.gamma, rates.kappa, rates.norm, rates.sign, rates.gain, rates.loss, rates.lr, plan.seed) == (
-        0.3, 0.2, ((2, 0.5),), 1, "printed", True, "mse", 0.7, 9,
-    )  # fmt: skip
+    assert rates == Rates(0.3, 0.2, ((2, 0.5),), 1, "printed", True, "mse", "sgd", 0.7)
+    assert plan.seed == 9
     assert {edge.rule for edge in wired(chain_of(3), rule="fixed").edges} == {"fixed"}
     assert plan.update == ((1, "analytic"), (2, "analytic"), (3, "analytic"))
 
