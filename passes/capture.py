@@ -56,22 +56,20 @@ def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Opera
     values that a compiled step cannot handle.
     """
     inputs = _checked(example_inputs)
+    _run_once(model, inputs)
     program, frontend = _export(model, inputs)
     return _translate(model, program, frontend)
 
 
 def _checked(example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Example inputs with a batch of at least two: torch.export takes a size of one for a constant."""
+    """Example inputs, found to be tensors that share a batch."""
     problems = []
     for index, item in enumerate(example_inputs):
+        place = f"example_inputs[{index}]"
         if not isinstance(item, Tensor):
-            problems.append(
-                Problem("RG107", f"example input {index} is a {type(item).__name__}", f"example_inputs[{index}]")
-            )
+            problems.append(Problem("RG107", f"example input {index} is a {type(item).__name__}", place))
         elif item.dim() == 0 or item.shape[0] == 0:
-            problems.append(
-                Problem("RG107", f"example input {index} has no batch dimension", f"example_inputs[{index}]")
-            )
+            problems.append(Problem("RG107", f"example input {index} has no batch dimension", place))
     if not example_inputs:
         problems.append(Problem("RG107", "there are no example inputs", "example_inputs"))
     if problems:
@@ -79,35 +77,67 @@ def _checked(example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if len({item.shape[0] for item in example_inputs}) > 1:
         sizes = ", ".join(str(item.shape[0]) for item in example_inputs)
         raise ModelError(Problem("RG107", f"the example inputs have batches of {sizes}", "example_inputs"))
-    if example_inputs[0].shape[0] == 1:
-        example_inputs = tuple(torch.cat([item, item]) for item in example_inputs)
     return tuple(item.detach() for item in example_inputs)
+
+
+def _run_once(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Run a copy of the model: what it says of its inputs itself is clearer than what the tracer would say."""
+    failure: Exception | None = None
+    # Two samples are quicker where the batch is free; a model for one batch size wants the inputs as they are.
+    for batch in dict.fromkeys((2, inputs[0].shape[0])):
+        given = tuple(torch.cat([item, item])[:2] if batch == 2 else item for item in inputs)
+        try:
+            with hushed(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                copy.deepcopy(model).train()(*given)
+            return
+        except Exception as error:  # whatever user code raises becomes one coded error
+            failure = error
+    assert failure is not None
+    shapes = ", ".join("x".join(str(size) for size in item.shape) for item in inputs)
+    cause = f"forward() raised {type(failure).__name__} on inputs {shapes}: {_first_line(failure)}"
+    raise ModelError(Problem("RG201", cause, _user_line(failure) or type(model).__name__)) from failure
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, str]:
     """Export a copy in train mode with a free batch, or with the example's own; then make it functional."""
     failure: Exception | None = None
+    # torch.export takes a size of one for a constant.
+    several = inputs if inputs[0].shape[0] > 1 else tuple(torch.cat([item, item]) for item in inputs)
     for free, frontend in ((True, "export"), (False, "export, static batch")):
         try:
             twin = copy.deepcopy(model).train()
-            dims = tuple({0: ExportDim.AUTO} for _ in inputs) if free else None
+            given = several if free else inputs
+            dims = tuple({0: ExportDim.AUTO} for _ in given) if free else None
             # Values of the generator that tracing draws must not change what the user's run draws afterwards.
             with hushed(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")
-                program = torch.export.export(twin, inputs, dynamic_shapes=dims, strict=False)
+                program = torch.export.export(twin, given, dynamic_shapes=dims, strict=False)
+                if free and not _free_batch(program):
+                    continue
                 return program.run_decompositions({}), frontend
-        except Exception as error:  # whatever user code or the tracer raises becomes one coded error below
+        except Exception as error:  # whatever the tracer raises becomes one coded error below
             failure = error
-    try:
-        with hushed(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(model).train()(*inputs)
-    except Exception as error:
-        shapes = ", ".join("x".join(str(size) for size in item.shape) for item in inputs)
-        cause = f"forward() raised {type(error).__name__} on inputs {shapes}: {_first_line(error)}"
-        raise ModelError(Problem("RG201", cause, _user_line(error) or type(model).__name__)) from error
     assert failure is not None
     cause = f"torch.export raised {type(failure).__name__}: {_first_line(failure)}"
     raise ModelError(Problem("RG202", cause, _user_line(failure) or type(model).__name__)) from failure
+
+
+def _free_batch(program: ExportedProgram) -> bool:
+    """Whether the first size of every input is still a symbol."""
+    names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT}
+    return all(
+        _fixed(node.meta["val"].shape[0]) is None
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    )
+
+
+def _fixed(size: Any) -> int | None:
+    """A size that is a number, also where it is written as a symbol; None for one that is free."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return None if expression.free_symbols else int(expression)
 
 
 def _first_line(error: BaseException) -> str:
@@ -120,10 +150,15 @@ def _user_line(error: BaseException) -> str:
     place, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in name and not name.startswith("<") and not __file__.startswith(name):
+        if _users(name) and name != __file__:
             place = f"{name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
+
+
+def _users(path: str) -> bool:
+    """Whether a file is the user's own: not PyTorch's, and no text that was compiled at run time."""
+    return "/torch/" not in path.replace("\\", "/") and not path.startswith(("<", "torch/"))
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
@@ -131,7 +166,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
 
 def _source_line(node: torch.fx.Node) -> str:
     """``folder/file.py:12`` of the innermost frame that is the user's, from the trace that export leaves on a node."""
-    frames = [frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if "/torch/" not in frame[0]]
+    frames = [frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if _users(frame[0])]
     if not frames:
         return ""
     path, line = frames[-1]
@@ -145,6 +180,8 @@ def _module(node: torch.fx.Node) -> tuple[str, str]:
         return "", ""
     path, kind = stack[-1]
     name = kind if isinstance(kind, str) else kind.__name__
+    if path.startswith("_empty_nn_module_stack"):  # a placeholder of the tracer's, for questions about sizes
+        return "", ""
     return re.sub(r"@\d+", "", path), name.rsplit(".", 1)[-1]
 
 
@@ -156,12 +193,11 @@ class _Translator:
         self.problems: list[Problem] = []
 
     def size(self, value: Any, place: str) -> Dim:
-        if isinstance(value, int):
-            return value
+        fixed = _fixed(value)
+        if fixed is not None:
+            return fixed
         expression = value.node.expr
         names = {str(symbol) for symbol in expression.free_symbols}
-        if not names:
-            return int(expression)
         if not names <= self.batch_symbols:
             self.problems.append(Problem("RG204", f"a size depends on the data: {expression}", place))
         text = str(expression)
@@ -202,10 +238,8 @@ def _translate(model: nn.Module, program: ExportedProgram, frontend: str) -> tup
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     user_inputs = [spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
     batch_sizes = [placeholders[name].meta["val"].shape[0] for name in user_inputs]
-    symbols = {str(size.node.expr) for size in batch_sizes if not isinstance(size, int)}
-    static = next((int(size) for size in batch_sizes if isinstance(size, int)), None)
-    if static is not None and frontend == "export":
-        frontend = "export, static batch"
+    symbols = {str(size.node.expr) for size in batch_sizes if _fixed(size) is None}
+    static = next((number for number in map(_fixed, batch_sizes) if number is not None), None)
     to_ir = _Translator(symbols)
 
     canonical, tied = _parameter_keys(model)

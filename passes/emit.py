@@ -9,12 +9,11 @@ After:   a file that imports torch alone. The forward pass region by region, the
 from __future__ import annotations
 
 import ast
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from math import sqrt
+from math import prod, sqrt
 
-from reclra_graph.ir.operators import Operator, Ref, TensorType
+from reclra_graph.ir.operators import Operator, OperatorGraph, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
@@ -22,6 +21,7 @@ from reclra_graph.ir.tasks import Call, Task
 from reclra_graph.ir.text import digest
 from reclra_graph.passes import template
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
+from reclra_graph.rules.operators import short
 
 VERSION = "0.1.0"
 _COLUMN = 68
@@ -68,7 +68,11 @@ def _head(schedule: Schedule, stamp: str) -> str:
         inputs=", ".join(names), state=_WITH_CONSTANTS if held else "model.state_dict()",
     )  # fmt: skip
     tables = template.TABLES.format(
-        digest=stamp, synapses=_table(synapses), inputs=_table(inputs), lanes=len(schedule.lanes)
+        digest=stamp,
+        synapses=_table(synapses),
+        inputs=_table(inputs),
+        lanes=len(schedule.lanes),
+        smallest=_smallest_batch(graph),
     )
     output = regions.regions[regions.output]
     if plan.rates.loss == "cross-entropy":
@@ -76,10 +80,19 @@ def _head(schedule: Schedule, stamp: str) -> str:
     else:
         checks = template.CHECK_VALUES.replace("@positions@", repr(list(output.shape)))
         checks += template.CHECK_RANGE if plan.rates.loss == "bce-with-logits" else ""
-    runtime = (
-        template.RUNTIME.replace("@seed@", str(plan.seed)).replace("@dtype@", dtype).replace("@check_target@", checks)
-    )
+    runtime = template.RUNTIME.replace("@check_target@", checks)
+    runtime = runtime.replace("@seed@", str(plan.seed)).replace("@dtype@", dtype)
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
+
+
+def _smallest_batch(graph: OperatorGraph) -> int:
+    """Two where a batch norm sees one value per sample and channel: over a single sample it has no variance."""
+    for operator in graph.operators:
+        if short(operator.target) == "_native_batch_norm_legit_functional" and operator.args[5] is True:
+            shape = graph.sample_shape(operator.reads[0])
+            if shape is not None and prod(shape[1:]) == 1:
+                return 2
+    return 1
 
 
 def _table(items: Mapping[str, tuple[object, ...]]) -> str:
@@ -146,9 +159,13 @@ class _Writer:
         inner += [f"{item.arg}={unparsed(item.value)}" for item in expression.keywords]
         self.line(f"{head}{unparsed(expression.func)}(")
         pad = "    " * (self.depth + 1)
-        self.lines.extend(
-            textwrap.wrap(", ".join(inner), _WIDTH, initial_indent=pad, subsequent_indent=pad, break_long_words=False)
-        )
+        row = pad
+        for index, piece in enumerate(inner):
+            if row != pad and len(row) + len(piece) > _WIDTH:
+                self.lines.append(row.rstrip())
+                row = pad
+            row += piece + (", " if index < len(inner) - 1 else "")
+        self.lines.append(row)
         self.line(")", comment)
 
     def stretch(self, lane: int, actions: list[Action]) -> None:
@@ -205,7 +222,7 @@ class _Writer:
             shown = [text for text in shown if text]
             more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
             return f"r{region.id}: {', '.join(shown[:6]) or region.kind}{more}", plain(region.line)
-        if task.kind == "displace":
+        if task.kind in ("displace", "target"):
             sources = ", ".join(f"r{edge.source}" for edge in self.plan.incoming.get(region.id, ()))
             return f"r{region.id}: target, from {sources}", ""
         if task.kind == "update":

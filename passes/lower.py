@@ -27,6 +27,8 @@ _LOSSES = {"cross-entropy": "cross_entropy", "mse": "mse", "bce-with-logits": "b
 
 # Up to this many units of the source, E (e eᵀ) is less work than d eᵀ for any usual batch.
 _FEW = 32
+# From this many units of a region on, writing its displacement down costs more than the product that makes it.
+_LARGE = 2048
 
 
 def lower(plan: WiringPlan) -> TaskGraph:
@@ -167,22 +169,22 @@ class _Lowering:
 
     def _target(self, region: Region) -> None:
         rates, kind, number = self.plan.rates, self._type(region), region.id
-        edges = self.plan.incoming[number]
         group = f"target:{number}"
-        displacement = self.namer.new(f"d{number}")
-        single = len(edges) == 1
-        moved = [displacement if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
-        calls = [self._displace(edge, name, kind) for edge, name in zip(edges, moved, strict=True)]
-        if not single:
-            calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (displacement,), (kind,)))
-        self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
-        self._add(
-            f"displace:{number}", "displace", number, group, calls, 0, sum(2 * prod(edge.shape) for edge in edges)
-        )
         h, z, y = self.names[region.pre], self.names[region.post], self.namer.new(f"y{number}")
         chain = tuple(self._link(region, place) for place in range(len(region.activation)))
-        shift = Call("rules.target.target", (Ref(h), Ref(displacement), Ref("beta"), chain), (), (y,), (kind,))
-        self._add(f"target:{number}", "target", number, group, [shift], 1, 3 * region.units)
+        edges = self.plan.incoming[number]
+        flops = sum(2 * prod(edge.shape) for edge in edges)
+        if self._at_once(region):
+            (edge,) = edges
+            source = self.regions[edge.source]
+            sent = (Ref(h), Ref(self.errors[source.id]), Ref(f"E[{edge.name}]"), Ref("beta"))
+            args = (*sent, source.shape, region.shape, chain)
+            shift = Call("rules.target.target_at_once", args, (), (y,), (kind,))
+        else:
+            displacement = self._displacement(region, kind)
+            shift = Call("rules.target.target", (Ref(h), Ref(displacement), Ref("beta"), chain), (), (y,), (kind,))
+            flops = 0
+        self._add(f"target:{number}", "target", number, group, [shift], 1, flops + 3 * region.units)
         error = self.errors[number] = self.namer.new(f"e{number}")
         first = self.namer.new(f"m{number}") if rates.gain else error
         calls = [
@@ -197,6 +199,27 @@ class _Lowering:
         if rates.gain:
             calls.append(Call("rules.discrepancy.gained", (Ref(first), Ref("beta")), (), (error,), (kind,)))
         self._add(f"error:{number}", "error", number, group, calls, 0, 2 * region.units)
+
+    def _at_once(self, region: Region) -> bool:
+        """Whether a target needs no displacement of its own: a large map that hears from one source with few units."""
+        edges = self.plan.incoming[region.id]
+        few = len(edges) == 1 and edges[0].form == "dense" and self.regions[edges[0].source].units <= _FEW
+        return few and region.units >= _LARGE
+
+    def _displacement(self, region: Region, kind: TensorType) -> str:
+        """d_i, the sum over all synapses that arrive; returns its name."""
+        number = region.id
+        edges = self.plan.incoming[number]
+        displacement = self.namer.new(f"d{number}")
+        single = len(edges) == 1
+        moved = [displacement if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
+        calls = [self._displace(edge, name, kind) for edge, name in zip(edges, moved, strict=True)]
+        if not single:
+            calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (displacement,), (kind,)))
+        self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
+        flops = sum(2 * prod(edge.shape) for edge in edges)
+        self._add(f"displace:{number}", "displace", number, f"target:{number}", calls, 0, flops)
+        return displacement
 
     def _displace(self, edge: Edge, result: str, kind: TensorType) -> Call:
         source, target = self.regions[edge.source], self.regions[edge.target]
@@ -218,24 +241,29 @@ class _Lowering:
     # -- updates ----------------------------------------------------------------------------------------------------
 
     def _update(self, region: Region) -> None:
-        number, group = region.id, f"update:{region.id}"
-        calls: list[Call] = []
-        learned: list[tuple[str, str]] = []
+        number = region.id
         if region.learns:
             calls, learned = self._weights(region)
-        flops = sum(_flops(self.graph, self.graph.by_name[name]) for name in {item.operator for item in region.updates})
+            read = {item.operator for item in region.updates}
+            flops = sum(_flops(self.graph, self.graph.by_name[name]) for name in read)
+            self._add(f"update:{number}", "update", number, f"update:{number}", calls, 1, flops)
+            self._optimise(f"optimise:{number}", region, f"update:{number}", learned)
+        calls, learned, flops = [], [], 0
         for edge in self.plan.incoming.get(number, ()):
             if edge.rule == "eq6":
                 delta = self.namer.new(f"dE_{edge.source}_{edge.target}")
                 calls.append(self._synapse(edge, delta))
                 learned.append((f"E[{edge.name}]", delta))
                 flops += 2 * prod(edge.shape)
-        if not calls:
-            return
-        self._add(f"update:{number}", "update", number, group, calls, 1, flops)
-        steps = [Call("optimise", (Ref(store), Ref(delta), Ref("lr"))) for store, delta in learned]
-        if steps:
-            self._add(f"optimise:{number}", "optimise", number, group, steps)
+        if calls:
+            # A group of its own: it runs on the lane that owns the synapses, wherever the weights are updated.
+            self._add(f"synapses:{number}", "synapse", number, f"synapses:{number}", calls, 0, flops)
+            self._optimise(f"optimise:synapses:{number}", region, f"synapses:{number}", learned)
+
+    def _optimise(self, name: str, region: Region, group: str, learned: list[tuple[str, str]]) -> None:
+        if learned:
+            steps = [Call("optimise", (Ref(store), Ref(delta), Ref("lr"))) for store, delta in learned]
+            self._add(name, "optimise", region.id, group, steps)
 
     def _weights(self, region: Region) -> tuple[list[Call], list[tuple[str, str]]]:
         """Eq. 5 for every parameter of a region: the calls, and (parameter, delta) for those owned alone."""
@@ -319,11 +347,11 @@ class _Lowering:
         """γ d eᵀ of Eq. 6 for one edge, in the direction that is subtracted from E."""
         source, target = self.regions[edge.source], self.regions[edge.target]
         kind = (TensorType(edge.shape, self._type(target).dtype),)
-        d, e, synapse = Ref(self.moved[edge.name]), Ref(self.errors[edge.source]), Ref(f"E[{edge.name}]")
+        e, synapse = Ref(self.errors[edge.source]), Ref(f"E[{edge.name}]")
         rate = (Ref("gamma"), Ref("B"), self.plan.rates.sign == "descend")
         if edge.form == "dense" and source.units <= _FEW:
             return Call("rules.synapse.dense_eq6_few", (synapse, e, *rate, source.shape), (), (delta,), kind)
-        first = d if edge.form == "dense" else synapse
+        first = Ref(self.moved[edge.name]) if edge.form == "dense" else synapse
         args = (first, e, *rate, source.shape, target.shape)
         return Call(f"rules.synapse.{edge.form}_eq6", args, (), (delta,), kind)
 

@@ -5,17 +5,20 @@ A model's strings reach generated code only as dictionary keys through ``repr``;
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.rules.operators import short
+from reclra_graph.verify.program import AUTOGRAD
 
 RESERVED = frozenset(
     {
         "torch", "F", "P", "E", "C", "B", "lr", "beta", "gamma", "lanes", "here", "loss", "target", "optimise", "step",
         "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib",
+        "PLAN", "SYNAPSES", "INPUTS", "LANES", "SMALLEST_BATCH", "Lanes",
         "aten", "math", "operator", "constants", "record", "wait", "lane", "self", "print", "device",
     }
 )  # fmt: skip
@@ -42,6 +45,8 @@ _PARTS = {
 
 def identifier(text: str, fallback: str) -> str:
     """``text`` where it is a plain ASCII identifier that means nothing else in the file, else ``fallback``."""
+    if text in AUTOGRAD or (hasattr(builtins, text) and text != "input"):
+        return fallback  # the file uses builtins, and its verifier wants no word of autograd in it
     plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) and not keyword.iskeyword(text)
     clashes = text in RESERVED or re.fullmatch(r"[a-zA-Z]+\d+(_\w*)?|_+|d[WbE]_?\w*", text)
     return text if plain and not clashes and not text.startswith("__") else fallback

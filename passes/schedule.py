@@ -25,6 +25,14 @@ def schedule(tasks: TaskGraph) -> Schedule:
     queues: dict[int, list[Task]] = {0: list(groups["forward"])}
     for slot in slots:
         queues.setdefault(slot.lane, []).extend(groups[slot.group])
+        kind, _, region = slot.group.partition(":")
+        # Synapses learn on the lane that owns them: with their region's update where it runs there, else at the end.
+        if kind == "update" and placed[f"target:{region}"].lane == slot.lane:
+            queues[slot.lane].extend(groups.pop(f"synapses:{region}", ()))
+    for name, members in groups.items():
+        kind, _, region = name.partition(":")
+        if kind == "synapses":
+            queues[placed[f"target:{region}"].lane].extend(members)
     queues[0].extend(groups.get("buffers", ()))
     numbers = {lane: index for index, lane in enumerate(sorted(queues))}
     queues = {numbers[lane]: queue for lane, queue in queues.items()}
@@ -54,11 +62,11 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
     after: dict[str, dict[str, None]] = {name: {} for name in groups}
     for before, behind in tasks.edges:
         first, second = group_of[before], group_of[behind]
-        if first != second and first not in ("forward", "buffers"):
+        if first != second and not _apart(first):
             after[second][first] = None
     jobs = []
     for name, members in groups.items():
-        if name in ("forward", "buffers"):
+        if _apart(name):
             continue
         kind, _, region = name.partition(":")
         near = f"target:{region}"
@@ -69,6 +77,11 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
         cost = sum(task.cost for task in members)
         jobs.append(Job(name, cost, tuple(after[name]), kind == "target", near))
     return jobs
+
+
+def _apart(group: str) -> bool:
+    """Groups that the unit-cost model does not count: they are queued on the lane where they belong."""
+    return group in ("forward", "buffers") or group.startswith("synapses:")
 
 
 def _waves(tasks: TaskGraph, lane_of: dict[str, int]) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -105,7 +118,8 @@ def _synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict
                 known[lane][third] = max(known[lane].get(third, -1), reached)
         known_at[task.name] = dict(known[lane])
     recorded = {name for names in waits.values() for name in names}
-    made = {name: task for task in tasks.tasks for name in task.writes}
+    home = {name: lane_of[task.name] for task in tasks.tasks for name in task.writes if "[" not in name}
+    home.update({f"E[{edge.name}]": lane_of[f"target:{edge.target}"] for edge in tasks.plan.edges})
     joined: dict[int, str] = {}
     for lane, queue in queues.items():
         if lane != 0 and known[0].get(lane, -1) < len(queue) - 1:
@@ -118,8 +132,8 @@ def _synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict
         for task in queue:
             actions.extend(Wait(name, lane) for name in waits.get(task.name, ()))
             for name in task.reads if task.kind != "optimise" else ():
-                source = lane_of[made[name].name] if name in made and name[1:2] != "[" else 0
-                if source != lane and name not in here and not name.startswith("E["):
+                source = home.get(name, 0)
+                if source != lane and name not in here:
                     here.add(name)
                     actions.append(Copy(name, source, lane))
             actions.append(Run(task.name, lane))

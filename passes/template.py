@@ -39,6 +39,7 @@ PLAN = {digest!r}
 SYNAPSES = {synapses}
 # Inputs: name -> (shape with B for the batch, dtype).
 INPUTS = {inputs}
+SMALLEST_BATCH = {smallest}
 LANES = {lanes}
 """
 
@@ -121,11 +122,16 @@ def check_inputs(inputs, target, classes):
         if list(value.shape) != wanted or value.dtype != getattr(torch, dtype) or size == 0:
             given = f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
             raise ValueError(f"RG601 input {name} is {given}, not {dtype} of shape {list(shape)}")
+    if size < SMALLEST_BATCH:
+        raise ValueError(f"RG601 batch norm needs a batch of at least {SMALLEST_BATCH}, not of {size}")
 @check_target@
 
 def check(loss, *inputs):
     """Refuse to learn from a loss or an input that is not finite; nothing has been changed yet."""
-    if not torch.isfinite(sum((0 * value.sum() for value in inputs if value.is_floating_point()), loss)):
+    finite = torch.isfinite(loss)
+    for value in inputs:
+        finite = finite & torch.isfinite(value).all()
+    if not finite:
         raise FloatingPointError("RG604 the loss or an input is not finite; the parameters are as they were")
 
 '''
@@ -140,9 +146,9 @@ CHECK_CLASSES = """    wanted = [size, *@positions@]
 """
 
 CHECK_VALUES = """    wanted = [size, *@positions@]
-    if list(target.shape) != wanted or not target.is_floating_point():
+    if list(target.shape) != wanted or target.dtype != torch.@dtype@:
         given = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
-        raise ValueError(f"RG602 the target is {given}, not floating-point of shape {wanted}")
+        raise ValueError(f"RG602 the target is {given}, not @dtype@ of shape {wanted}")
 """
 
 CHECK_RANGE = """    if target.device.type == "cpu" and not bool(((target >= 0) & (target <= 1)).all()):

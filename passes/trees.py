@@ -46,7 +46,7 @@ def flat(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
 def chain(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
     """Backprop's order: every region hears from the next one that reads it."""
     following: dict[int, list[int]] = {}
-    for source, target in regions.edges:
+    for source, target in regions.flow:
         following.setdefault(source, []).append(target)
     parents: Parents = {}
     waiting = [region.id for region in supported(regions)]
@@ -113,7 +113,7 @@ def _sizes(total: int, count: int, depth: int) -> list[int]:
 def _reachable(regions: RegionGraph) -> dict[int, set[int]]:
     """For every region, the regions that its representation flows into, at any distance."""
     ahead: dict[int, set[int]] = {region.id: set() for region in regions.regions}
-    for source, target in sorted(regions.edges, reverse=True):
+    for source, target in sorted(regions.flow, reverse=True):
         ahead[source] |= {target} | ahead[target]
     return ahead
 

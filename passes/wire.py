@@ -38,7 +38,8 @@ class _Wiring:
 def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     """The wiring plan. Raises ModelError with all that is wrong about depth, relays and edges (RG304, RG402–RG408)."""
     relays, problems = _relays(regions, options)
-    problems += _depth_problems(regions, options) + _strict_problems(regions, options)
+    problems += _depth_problems(regions, options) + _kappa_problems(regions, options)
+    problems += _strict_problems(regions, options)
     if problems:
         raise ModelError(problems)
     considered = _candidates(regions, options, relays)
@@ -61,6 +62,10 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     best = min(range(len(rows)), key=lambda index: (rows[index][0], index))
     _, wiring, winner, edges = rows[best]
     candidates = tuple(replace(row[2], chosen=index == best) for index, row in enumerate(rows))
+    idle = sorted(set(relays or ()) - set(winner.relays))
+    if idle:
+        cause = f"no region would hang on relay {idle[0]}: none that learns flows into it before another relay"
+        raise ModelError(Problem("RG403", cause, "relays", "Leave it out, or choose one further on."))
     if isinstance(options.depth, int) and options.depth != winner.depth:
         cause = f"depth {options.depth} was asked for, but {winner.name} wiring as given has depth {winner.depth}"
         raise ModelError(Problem("RG402", cause, "depth", "Leave out depth, or choose another wiring or other relays."))
@@ -111,6 +116,16 @@ def _depth_problems(regions: RegionGraph, options: Options) -> list[Problem]:
             Problem("RG402", f"depth {options.depth} is more than the {most} regions below the output allow", "depth")
         ]
     return []
+
+
+def _kappa_problems(regions: RegionGraph, options: Options) -> list[Problem]:
+    return [
+        Problem(
+            "RG405", f"kappa names region {number}, which has no error neurons", "kappa", "Use region ids of the plan."
+        )
+        for number, _ in options.kappa
+        if number not in regions.sites
+    ]
 
 
 def _strict_problems(regions: RegionGraph, options: Options) -> list[Problem]:

@@ -59,6 +59,11 @@ def compile(  # named as torch.compile is
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(Problem("RG104", f"the model is a {type(model).__name__}, not an nn.Module", "model"))
+    if not isinstance(example_inputs, (Tensor, Sequence)):
+        kind = type(example_inputs).__name__
+        raise ModelError(Problem("RG107", f"the example inputs are a {kind}, not tensors", "example_inputs"))
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     edges = wiring if isinstance(wiring, str) else tuple(_edge(item) for item in wiring)
     options = Options(

@@ -69,18 +69,27 @@ class Options:
             ("update", self.update, UPDATES),
             ("norm", self.norm, (1, 2)),
         ):
-            if value not in allowed:
+            if value not in allowed or isinstance(value, bool):
                 choices = ", ".join(repr(item) for item in allowed)
                 found.append(Problem("RG405", f"{name} is {value!r}", name, f"Choose one of {choices}."))
         numbers = (("beta", self.beta, True), ("gamma", self.gamma, False), ("lr", self.lr, False))
         for name, number, positive in numbers:
-            good = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-            if not good or number < 0 or (positive and number == 0):
+            if not _finite(number) or number < 0 or (positive and number == 0):
                 wanted = "a number above 0" if positive else "a number of at least 0"
                 found.append(Problem("RG405", f"{name} is {number!r}", name, f"Give {wanted}."))
+        if not _whole(self.seed) or not 0 <= self.seed < 1 << 63:
+            found.append(Problem("RG405", f"seed is {self.seed!r}", "seed", "Give a whole number from 0 to 2**63 - 1."))
+        for region, number in self.kappa:
+            if not _whole(region) or not _finite(number) or number <= 0:
+                cause = f"kappa has {number!r} for region {region!r}"
+                found.append(Problem("RG405", cause, "kappa", "Give region ids with numbers above 0."))
         if self.strict and self.update == "local_vjp":
             found.append(Problem("RG304", "strict=True and update='local_vjp' exclude each other", "strict"))
         return tuple(found)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(value: object) -> bool:

@@ -105,6 +105,31 @@ class RegionGraph:
         return tuple(sorted(pairs))
 
     @cached_property
+    def flow(self) -> tuple[tuple[int, int], ...]:
+        """(i, j) pairs, sorted: z_i is read on the way to z_j, directly or through operators that carry no error
+        neurons. Unlike ``edges`` this tells a region's own representation from what merely stands behind it."""
+        core: dict[str, int] = {}
+        for region in self.regions[1:]:
+            inside, waiting = set(region.operators), [region.post]
+            while waiting:
+                name = waiting.pop()
+                if name in inside and name not in core:
+                    core[name] = region.id
+                    waiting.extend(self.graph.by_name[name].reads)
+        holds: dict[str, frozenset[int]] = {}
+        pairs: set[tuple[int, int]] = set()
+        for operator in self.graph.operators:
+            sources = frozenset(source for name in operator.reads for source in holds.get(name, ()))
+            region_id = core.get(operator.name)
+            if region_id is None:
+                holds[operator.name] = sources
+            else:
+                pairs.update((source, region_id) for source in sources if source != region_id)
+                if operator.name == self.regions[region_id].post:
+                    holds[operator.name] = frozenset({region_id})
+        return tuple(sorted(pairs))
+
+    @cached_property
     def sites(self) -> tuple[int, ...]:
         """Ids of the regions with error neurons: all but the input, in order."""
         return tuple(region.id for region in self.regions if region.kind != "input")

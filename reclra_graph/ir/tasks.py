@@ -9,7 +9,7 @@ from reclra_graph.ir.operators import Argument, TensorType
 from reclra_graph.ir.text import register
 from reclra_graph.ir.wiring import WiringPlan
 
-KINDS = ("forward", "loss", "displace", "target", "error", "update", "optimise", "buffer")
+KINDS = ("forward", "loss", "displace", "target", "error", "update", "synapse", "optimise", "buffer")
 
 
 @register

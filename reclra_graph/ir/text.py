@@ -30,16 +30,23 @@ def _atom(value: Any) -> str:
         inner = ", ".join(_atom(item) for item in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if dataclasses.is_dataclass(value):
-        parts = []
-        for index, field in enumerate(dataclasses.fields(value)):
-            item = getattr(value, field.name)
-            if field.default is not dataclasses.MISSING and item == field.default and type(item) is type(field.default):
-                continue
-            parts.append(_atom(item) if index == 0 else f"{field.name}={_atom(item)}")
+        first = dataclasses.fields(value)[0].name if dataclasses.fields(value) else ""
+        parts = [_atom(item) if name == first else f"{name}={_atom(item)}" for name, item in _said(value)]
         return f"{type(value).__name__}({', '.join(parts)})"
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     raise TypeError(f"{type(value).__name__} has no text form")
+
+
+def _said(value: Any) -> list[tuple[str, Any]]:
+    """(name, value) of the fields that are not at their defaults."""
+    said = []
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        usual = field.default is not dataclasses.MISSING and item == field.default
+        if not (usual and type(item) is type(field.default)):
+            said.append((field.name, item))
+    return said
 
 
 def _block(value: Any, indent: int) -> str:
@@ -51,12 +58,9 @@ def _block(value: Any, indent: int) -> str:
     if isinstance(value, tuple):
         rows = "".join(f"{pad}{_block(item, indent + 4)},\n" for item in value)
         return f"(\n{rows}{' ' * indent})"
-    if dataclasses.is_dataclass(value) and indent == 0:
-        rows = "".join(
-            f"{pad}{field.name}={_block(getattr(value, field.name), indent + 4)},\n"
-            for field in dataclasses.fields(value)
-        )
-        return f"{type(value).__name__}(\n{rows})"
+    if dataclasses.is_dataclass(value):
+        rows = "".join(f"{pad}{name}={_block(item, indent + 4)},\n" for name, item in _said(value))
+        return f"{type(value).__name__}(\n{rows}{' ' * indent})"
     return line
 
 
@@ -72,10 +76,9 @@ def to_text(value: Any, stamp: str = "") -> str:
 def from_text(text: str) -> Any:
     """The value that ``to_text`` printed. Raises ValueError on anything else; never runs code."""
     try:
-        tree = ast.parse(text.strip() + "\n", mode="eval")
-    except SyntaxError as error:
+        return _read(ast.parse(text.strip() + "\n", mode="eval").body)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"not the text of a compiler value: {error}") from None
-    return _read(tree.body)
 
 
 def _read(node: ast.expr) -> Any:

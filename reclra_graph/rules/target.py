@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from reclra_graph.rules.operators import Chain, apply_chain
@@ -17,4 +18,24 @@ def total(first: Tensor, *others: Tensor) -> Tensor:
 def target(h: Tensor, d: Tensor, beta: float, activation: Chain) -> Tensor:
     """y_i = φ_i(h_i − β d_i): the representation that region i should have had. Shapes: all that of h_i."""
     moved: Tensor = apply_chain(activation, h - beta * d)
+    return moved
+
+
+def target_at_once(
+    h: Tensor,
+    e: Tensor,
+    synapse: Tensor,
+    beta: float,
+    source: tuple[int, ...],
+    shape: tuple[int, ...],
+    activation: Chain,
+) -> Tensor:
+    """y_i = φ_i(h_i − β E_{j→i} e_j) with a dense synapse, in one product that never writes d_i down.
+
+    h: [B, *shape]; e: [B, *source]. For large maps this is most of the time that a target takes.
+    """
+    sent = e if len(source) == 1 else e.flatten(1)
+    flat = h if len(shape) == 1 else h.flatten(1)
+    flat = torch.addmm(flat, sent, synapse.T, alpha=-beta)
+    moved: Tensor = apply_chain(activation, flat if len(shape) == 1 else flat.reshape(-1, *shape))
     return moved

@@ -82,7 +82,7 @@ class CompiledStep:
         return self._run(inputs, target, self.module.sgd)
 
     def _run(self, inputs: Tensor | Sequence[Tensor], target: Tensor, optimise: Any) -> Tensor:
-        given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        given = tuple(inputs) if isinstance(inputs, Sequence) else (inputs,)
         count = len(self.plan.regions.graph.inputs)
         if len(given) != count or not all(isinstance(item, Tensor) for item in (*given, target)):
             kinds = ", ".join(type(item).__name__ for item in (*given, target))

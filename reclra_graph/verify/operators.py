@@ -27,6 +27,9 @@ def operator_problems(graph: OperatorGraph) -> Iterator[Problem]:
         if _mutates(operator):
             yield Problem("RG501", f"{operator.target} changes its argument in place", place)
         sized = operator.type is not None or operator.types or not operator.target.startswith("aten.")
+        part = operator.target == "operator.getitem" and bool(graph.by_name.get(operator.reads[0], operator).types)
+        if part and operator.type is None:
+            yield Problem("RG501", f"{operator.name}, a part of a tuple, has no shape", place)
         if not sized and not operator.target.startswith("aten.sym_"):
             yield Problem("RG501", f"{operator.name} has no shape", place)
     if graph.output not in bound:

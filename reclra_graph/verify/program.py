@@ -26,6 +26,8 @@ def program_problems(program: StepProgram) -> Iterator[Problem]:
     yield from _imports(tree)
     for node in ast.walk(tree):
         word = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        if word in ("eval", "exec", "__import__", "compile"):
+            yield Problem("RG501", f"the emitted file calls {word}", f"step.py:{getattr(node, 'lineno', 0)}")
         if word in AUTOGRAD:
             yield Problem("RG501", f"the emitted file mentions {word}", f"step.py:{getattr(node, 'lineno', 0)}")
     steps = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "step"]
@@ -44,7 +46,7 @@ def _imports(tree: ast.Module) -> Iterator[Problem]:
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
-            names = [str(node.module)]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             if name not in ALLOWED_IMPORTS:
                 yield Problem("RG501", f"the emitted file imports {name}", f"step.py:{getattr(node, 'lineno', 0)}")

@@ -26,7 +26,7 @@ def region_problems(regions: RegionGraph) -> Iterator[Problem]:
     for index, region in enumerate(regions.regions):
         if region.id != index:
             yield Problem("RG501", f"region {region.name} has id {region.id} at place {index}", f"region {region.id}")
-    if any(count != 1 for count in seen.values()):
+    if any(seen[operator.name] != 1 for operator in graph.operators):
         return
     quotient = nx.DiGraph(list(regions.edges))
     if not nx.is_directed_acyclic_graph(quotient):

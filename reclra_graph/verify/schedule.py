@@ -18,7 +18,7 @@ def schedule_problems(schedule: Schedule) -> Iterator[Problem]:
     yield from _races(schedule, order)
     yield from _joins(schedule, order)
     yield from _frees(schedule, order)
-    yield from _copies(schedule)
+    yield from _copies(schedule, order)
     yield from _times(schedule)
 
 
@@ -29,6 +29,8 @@ def _place(schedule: Schedule, index: int) -> str:
 
 def _once(schedule: Schedule) -> Iterator[Problem]:
     lanes = {lane.id for lane in schedule.lanes}
+    if len(lanes) < len(schedule.lanes):
+        yield Problem("RG501", f"lane {_repeated(schedule)} is there twice", f"lane {_repeated(schedule)}")
     runs: Counter[str] = Counter()
     for index, action in enumerate(schedule.actions):
         if action.lane not in lanes:
@@ -42,6 +44,11 @@ def _once(schedule: Schedule) -> Iterator[Problem]:
     for task in schedule.tasks.tasks:
         if not runs[task.name]:
             yield Problem("RG501", f"task {task.name} never runs", f"task {task.name}")
+
+
+def _repeated(schedule: Schedule) -> int:
+    ids = [lane.id for lane in schedule.lanes]
+    return next(number for number in ids if ids.count(number) > 1)
 
 
 def _events(schedule: Schedule) -> Iterator[Problem]:
@@ -102,19 +109,30 @@ def _frees(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
                     yield Problem("RG501", f"{action.task} reads {value} after it was freed", _place(schedule, index))
 
 
-def _copies(schedule: Schedule) -> Iterator[Problem]:
+def _copies(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
     """A value made on one lane and read on another is copied there first: the lanes may be on different GPUs."""
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
     made = {name: lane_of.get(task.name, 0) for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
+    made.update({f"E[{edge.name}]": lane_of.get(f"target:{edge.target}", 0) for edge in schedule.tasks.plan.edges})
     brought: set[tuple[str, int]] = set()
+    writers = {name: task.name for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
     for index, action in enumerate(schedule.actions):
         if isinstance(action, Copy):
             brought.add((action.value, action.lane))
+            writer = writers.get(action.value)
+            if writer is not None and not order.at[index] & order.bit[writer]:
+                yield Problem(
+                    "RG501", f"{action.value} is copied before {writer} is sure to be done", _place(schedule, index)
+                )
         elif isinstance(action, Run) and action.task in schedule.tasks.by_name:
             task = schedule.tasks.by_name[action.task]
+            for value in task.writes:
+                if value.startswith("E[") and made.get(value, action.lane) != action.lane:
+                    cause = f"{action.task} changes {value}, which lane {made[value]} owns"
+                    yield Problem("RG501", cause, _place(schedule, index))
             for value in task.reads if task.kind != "optimise" else ():
                 home = made.get(value, 0)
-                if home != action.lane and (value, action.lane) not in brought and not value.startswith("E["):
+                if home != action.lane and (value, action.lane) not in brought:
                     yield Problem(
                         "RG501", f"{action.task} reads {value} of lane {home} without a copy", _place(schedule, index)
                     )
@@ -123,6 +141,13 @@ def _copies(schedule: Schedule) -> Iterator[Problem]:
 def _times(schedule: Schedule) -> Iterator[Problem]:
     """No lane runs two groups at once, and the makespan is when the last one ends."""
     busy: dict[int, int] = {}
+    known = {task.group for task in schedule.tasks.tasks}
+    for slot in schedule.slots:
+        if slot.group not in known:
+            yield Problem("RG501", f"{slot.group} is no group of tasks", f"slot {slot.group}")
+    counted = {task.group for task in schedule.tasks.tasks if task.cost}
+    for group in sorted(counted - {slot.group for slot in schedule.slots}):
+        yield Problem("RG501", f"{group} has no slot", f"slot {group}")
     for slot in sorted(schedule.slots, key=lambda item: (item.lane, item.start, item.end)):
         if slot.start < busy.get(slot.lane, 0):
             yield Problem(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import networkx as nx
 
 from reclra_graph.errors import Problem
+from reclra_graph.ir.operators import Ref, references
 from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.verify.order import conflicts
 
@@ -28,6 +29,7 @@ def task_problems(tasks: TaskGraph) -> Iterator[Problem]:
         yield Problem("RG501", f"tasks wait for each other: {cycle}", f"task {cycle.split(' ')[0]}")
         return
     yield from _storage(tasks)
+    yield from _declared(tasks)
     yield from _parameters(tasks)
     yield from _ordered(tasks, order)
 
@@ -45,6 +47,24 @@ def _storage(tasks: TaskGraph) -> Iterator[Problem]:
         for name in task.reads:
             if name not in writers and "[" not in name and name not in outside:
                 yield Problem("RG501", f"{task.name} reads {name}, which no task writes", f"task {task.name}")
+
+
+def _declared(tasks: TaskGraph) -> Iterator[Problem]:
+    """What a task says it reads and writes is what its calls read and write."""
+    numbers = {"_", "B", "beta", "gamma", "lr"}
+    for task in tasks.tasks:
+        made = {name for call in task.calls for name in call.results if name}
+        named = {name for call in task.calls for name in references((*call.args, *(item for _, item in call.kwargs)))}
+        placed = {
+            call.args[0].name
+            for call in task.calls
+            if call.function in ("optimise", "aten.copy_.default") and isinstance(call.args[0], Ref)
+        }
+        for name in sorted(named - made - numbers - set(task.reads)):
+            yield Problem("RG501", f"{task.name} reads {name} without saying so", f"task {task.name}")
+        for name in sorted((made | placed) ^ set(task.writes)):
+            said = "says that it writes" if name in task.writes else "writes without saying so"
+            yield Problem("RG501", f"{task.name} {said} {name}", f"task {task.name}")
 
 
 def _inputs(tasks: TaskGraph) -> set[str]:
@@ -74,6 +94,11 @@ def _ordered(tasks: TaskGraph, order: nx.DiGraph) -> Iterator[Problem]:
         before[name] = 0
         for earlier in order.predecessors(name):
             before[name] |= before[earlier] | bit[earlier]
+    writer = {name: task.name for task in tasks.tasks for name in task.writes if "[" not in name}
+    for task in tasks.tasks:
+        for name in task.reads:
+            if name in writer and before[writer[name]] & bit[task.name]:
+                yield Problem("RG501", f"{task.name} reads {name} before {writer[name]} writes it", f"task {task.name}")
     for first, second, storage in conflicts(tasks):
         if not (before[second] & bit[first] or before[first] & bit[second]):
             yield Problem("RG501", f"{first} and {second} both touch {storage} in no order", f"task {second}")

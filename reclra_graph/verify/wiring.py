@@ -9,6 +9,7 @@ import networkx as nx
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.wiring import Edge, WiringPlan
+from reclra_graph.options import SYNAPSE_RULES, UPDATES
 
 
 def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
@@ -49,6 +50,9 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
     relays = tuple(sorted(node for node in wires if node != output and wires.out_degree(node)))
     if relays != plan.relays:
         yield Problem("RG501", f"the relays are {relays}, not {plan.relays}", "relays")
+    for number, rule in plan.update:
+        if rule not in UPDATES:
+            yield Problem("RG501", f"region {number} learns by the unknown {rule!r}", f"region {number}")
     learning = {region.id for region in regions if region.learns}
     if set(plan.update_of) != learning:
         odd = sorted(set(plan.update_of) ^ learning)
@@ -66,5 +70,10 @@ def _shape(plan: WiringPlan, edge: Edge) -> Iterator[Problem]:
     else:
         yield Problem("RG404", f"edge {edge.name} has the unknown form {edge.form!r}", f"edge {edge.name}")
         return
+    if edge.rule not in SYNAPSE_RULES:
+        yield Problem("RG404", f"edge {edge.name} has the unknown rule {edge.rule!r}", f"edge {edge.name}")
+    size = 8 if plan.regions.graph.types[target.pre].dtype == "float64" else 4
+    if edge.bytes != edge.shape[0] * edge.shape[1] * size:
+        yield Problem("RG501", f"synapse {edge.name} takes {edge.bytes} bytes in the plan", f"edge {edge.name}")
     if edge.shape != wanted:
         yield Problem("RG501", f"synapse {edge.name} is {edge.shape}; {edge.form} needs {wanted}", f"edge {edge.name}")

@@ -96,7 +96,8 @@ def test_slots_are_a_valid_timetable(make: Callable[[], CompiledStep]) -> None:
     for task in schedule.tasks.tasks:
         cost[task.group] += task.cost
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
-    assert set(slots) == set(group.values()) - {"forward", "buffers"}
+    queued = {name for name in group.values() if name.startswith("synapses:")}  # on the lane that owns the synapse
+    assert set(slots) == set(group.values()) - {"forward", "buffers"} - queued
     for name, slot in slots.items():
         assert slot.end - slot.start == cost[name]
         assert {lane_of[task.name] for task in schedule.tasks.tasks if task.group == name} == {slot.lane}

@@ -269,7 +269,11 @@ TASKS: dict[str, tuple[Callable[[], TaskGraph], str, str]] = {
         r"^8\.(weight|bias)$",
         "no task updates it",
     ),
-    "a synapse that nobody updates": (lambda: without_task("optimise:5"), r"^edge 9->5$", "no task updates it"),
+    "a synapse that nobody updates": (
+        lambda: without_task("optimise:synapses:5"),
+        r"^edge 9->5$",
+        "no task updates it",
+    ),
     "a task that hides what it reads": (lambda: broken_task("error:5", reads=("z5",)), "task error:5", "y5"),
     "a task that hides what it writes": (lambda: broken_task("error:5", writes=()), "task ", "e5"),
     "an order the wrong way round": (

@@ -76,7 +76,7 @@ def test_drop_the_last_join() -> None:
     number = max(i for i, action in enumerate(schedule().actions) if isinstance(action, Wait))
     action = schedule().actions[number]
     assert action.lane == 0
-    assert_named(dropped(number), r"^end of lane 0$", "without waiting for .*" + action.event.split(":")[1])
+    assert_named(dropped(number), r"^end of lane 0$", "without waiting for .*" + action.event.split(":")[-1])
 
 
 def test_drop_a_record() -> None:

@@ -1,0 +1,193 @@
+"""The parts of a run on a GPU machine: what each needs, how long it may take, and what it records.
+
+    python -m tests.gpu.parts NAME FILE [--cpu]     run one part in this process; its result goes to FILE as JSON
+
+`run_all.py` starts every part so, as a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.bench.record import ROOT, circumstances, write_json
+
+OPTIONAL = ("typer", "rich", "pytest", "hypothesis", "onnx", "numpy", "torchvision", "triton")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part: ``work(small)`` gives its result, with "failed" in it where something did; ``limit`` is in seconds."""
+
+    about: str
+    limit: int
+    work: Callable[[bool], dict[str, Any]]
+    modules: tuple[str, ...] = ()
+    unless: str = ""
+    """A module whose presence makes this part needless."""
+
+
+def missing(part: Part) -> str:
+    """Why a part cannot run here, or nothing."""
+    absent = [name for name in part.modules if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)}"
+    if part.unless and importlib.util.find_spec(part.unless) is not None:
+        return f"not needed where {part.unless} is installed"
+    return ""
+
+
+def environment(small: bool) -> dict[str, Any]:
+    """The machine, PyTorch's build, the GPUs, and which packages are there."""
+    import torch
+
+    result: dict[str, Any] = {
+        "packages": {name: importlib.util.find_spec(name) is not None for name in OPTIONAL},
+        "cuda": torch.cuda.is_available(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "build": torch.__config__.show().splitlines(),
+    }
+    try:
+        done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=30, check=False)
+        result["nvidia-smi"] = done.stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        result["nvidia-smi"] = str(error)
+    if not torch.cuda.is_available():
+        if not small:
+            result["failed"] = "PyTorch sees no CUDA device"
+        return result
+    result["gpus"] = []
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        result["gpus"].append(
+            {
+                "name": about.name,
+                "capability": f"{about.major}.{about.minor}",
+                "mebibytes": about.total_memory // 2**20,
+                "multiprocessors": about.multi_processor_count,
+            }
+        )
+    return result
+
+
+def tests(small: bool) -> dict[str, Any]:
+    """``pytest -m gpu``, or on the CPU the quick tests of the same checks."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=short", f"--junitxml={report}"]
+        command += ["tests/gpu"] if small else ["-m", "gpu", "tests/gpu"]
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
+        if not report.exists():
+            return {
+                "failed": f"pytest ended with status {done.returncode} and wrote no report",
+                "status": done.returncode,
+            }
+        cases = xml.etree.ElementTree.parse(report).getroot().iter("testcase")
+        outcomes = [_outcome(case) for case in cases]
+    counts = {kind: sum(item["outcome"] == kind for item in outcomes) for kind in ("passed", "failed", "skipped")}
+    result: dict[str, Any] = {**counts, "status": done.returncode, "tests": outcomes}
+    if done.returncode or not counts["passed"]:
+        result["failed"] = f"{counts['failed']} of {len(outcomes)} tests failed, pytest's status {done.returncode}"
+    return result
+
+
+def _outcome(case: xml.etree.ElementTree.Element) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": case.get("name"), "seconds": float(case.get("time", "0")), "outcome": "passed"}
+    for child in case:
+        if child.tag in ("failure", "error", "skipped"):
+            found["outcome"] = "skipped" if child.tag == "skipped" else "failed"
+            found["message"] = f"{child.get('message', '')}\n{child.text or ''}"[-3000:].strip()
+    return found
+
+
+def checks(small: bool) -> dict[str, Any]:
+    """The same checks without pytest."""
+    import torch
+
+    from tests.bench.record import progress
+    from tests.gpu.checks import all_checks, run_one
+
+    device = torch.device("cpu" if small else "cuda:0")
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, check in all_checks(folder).items():
+            if small and not name.startswith("figure1"):
+                continue
+            results[name] = run_one(check, device)
+            progress(f"{results[name]['outcome']:<8}{results[name]['seconds']:7.1f} s  {name}")
+    failed = [name for name, found in results.items() if found["outcome"] == "failed"]
+    return {"checks": results, **({"failed": ", ".join(failed)} if failed else {})}
+
+
+def steps(family: str, small: bool) -> dict[str, Any]:
+    """Seconds of a training step: backprop eager and compiled, the emitted step with 1, 2, 5 and 8 lanes."""
+    import torch
+
+    from tests.gpu.steps import measured
+
+    sizes = measured(family, torch.device("cpu" if small else "cuda:0"), small)
+    broken = [
+        f"{name} at {label}"
+        for label, size in sizes.items()
+        for name, arm in size["arms"].items()
+        if "error" in arm and "torch.compile" not in name
+    ]
+    return {"sizes": sizes, **({"failed": "; ".join(broken)} if broken else {})}
+
+
+def fashion_mnist(small: bool) -> dict[str, Any]:
+    """The main job, examples/fashion_mnist.py, with the images that travel with the examples."""
+    import json
+
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.json"
+        command = [sys.executable, str(ROOT / "examples" / "fashion_mnist.py"), "--out", str(Path(folder) / "out")]
+        command += ["--results", str(results), "--device", "cpu" if small else "cuda"]
+        command += ["--epochs", "1"] if small else []
+        # The script stands in examples/; the package is this checkout's.
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL, check=False
+        )
+        if done.returncode:
+            return {"failed": f"examples/fashion_mnist.py ended with status {done.returncode}"}
+        found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    return found
+
+
+PARTS = {
+    "environment": Part("machine, versions, GPUs", 60, environment),
+    "tests": Part("pytest -m gpu", 300, tests, ("pytest",)),
+    "checks": Part("the GPU tests' checks, without pytest", 300, checks, (), "pytest"),
+    "step-mlp": Part("seconds per step, MLPs", 150, partial(steps, "mlp")),
+    "step-resnet18": Part("seconds per step, ResNet-18", 200, partial(steps, "resnet18")),
+    "step-resnet50": Part("seconds per step, ResNet-50", 300, partial(steps, "resnet50")),
+    "fashion-mnist": Part("the main job on the GPU", 150, fashion_mnist, ("rich",)),
+}
+"""In the order in which they run."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one part and write its result; the exit status is 0 unless it raised."""
+    parser = argparse.ArgumentParser(description="Run one part of tests/gpu/run_all.py.")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--cpu", action="store_true", help="small sizes on the CPU")
+    args = parser.parse_args(argv)
+    result = PARTS[args.part].work(args.cpu)
+    write_json(args.file, {**circumstances(["tests/gpu/run_all.py", "--parts", args.part]), "result": result})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
