@@ -6,7 +6,7 @@ Nothing here uses the verifier's code: reads and writes come from the tasks' cal
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -97,7 +97,7 @@ def faults(schedule: Schedule) -> set[str]:
             if value in freed or not all(done(user, number) for user in users):
                 found.add("a value is freed too early or twice")
             freed.add(value)
-    return found | _copy_faults(schedule, at, touching, writers)
+    return found | _copy_faults(schedule, at, touching, writers, done)
 
 
 def _with_lanes(schedule: Schedule) -> Iterator[tuple[int, Action, int]]:
@@ -108,14 +108,21 @@ def _with_lanes(schedule: Schedule) -> Iterator[tuple[int, Action, int]]:
 
 
 def _copy_faults(
-    schedule: Schedule, at: dict[str, int], touching: dict[str, tuple[set[str], set[str]]], writers: dict[str, str]
+    schedule: Schedule,
+    at: dict[str, int],
+    touching: dict[str, tuple[set[str], set[str]]],
+    writers: dict[str, str],
+    done: Callable[[int, int], bool],
 ) -> set[str]:
     """A value of another lane (inputs and parameters are lane 0's) is brought before it is used there. Synapses live on
     the lane of their target, and an optimiser moves deltas itself."""
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
     brought: set[tuple[str, int]] = set()
-    for action in schedule.actions:
+    for number, action in enumerate(schedule.actions):
         if isinstance(action, Copy):
+            made = writers.get(action.value)
+            if made is not None and not persistent(action.value) and not done(at[made], number):
+                return {"a value is brought over before it is made"}
             brought.add((action.value, action.lane))
         elif isinstance(action, Run) and schedule.tasks.by_name[action.task].kind != "optimise":
             for value in touching[action.task][0]:

@@ -45,14 +45,14 @@ def test_tasks_of_figure_1() -> None:
     assert tasks.by_name["displace:5"].writes == ("d5",)
     assert tasks.by_name["target:5"].reads == ("h5", "d5")
     assert tasks.by_name["error:5"].reads == ("z5", "y5")
-    assert {"e5", "z4"} <= set(tasks.by_name["update:5"].reads) <= {"e5", "z4", "e9", "d5", "E[9->5]"}
-    assert tasks.by_name["optimise:5"].writes == ("P[8.weight]", "P[8.bias]", "E[9->5]")
+    assert set(tasks.by_name["update:5"].reads) == {"e5", "z4"}
+    assert tasks.by_name["optimise:5"].writes == ("P[8.weight]", "P[8.bias]")
     assert tasks.by_name["displace:4"].reads == ("e5", "E[5->4]")
     for task in tasks.tasks:
         number = task.name.rpartition(":")[2]
         assert task.region == (9 if task.name == "loss" else int(number))
     groups = {task.group for task in tasks.tasks if task.region == 5}
-    assert groups == {"forward", "target:5", "update:5"}
+    assert groups == {"forward", "target:5", "update:5", "synapses:5"}
 
 
 @pytest.mark.parametrize("make", STEPS, ids=lambda make: make.__name__)
