@@ -24,18 +24,24 @@ def register(cls: T) -> T:
     return cls
 
 
-def _atom(value: Any) -> str:
-    """One-line form of any value; defaults are left out."""
-    if isinstance(value, tuple):
-        inner = ", ".join(_atom(item) for item in value)
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if dataclasses.is_dataclass(value):
-        first = dataclasses.fields(value)[0].name if dataclasses.fields(value) else ""
-        parts = [_atom(item) if name == first else f"{name}={_atom(item)}" for name, item in _said(value)]
-        return f"{type(value).__name__}({', '.join(parts)})"
+def _atom(value: Any, memo: dict[int, str]) -> str:
+    """One-line form of any value; defaults are left out. ``memo`` holds what was printed before, by identity."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
-    raise TypeError(f"{type(value).__name__} has no text form")
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if isinstance(value, tuple):
+        inner = ", ".join([_atom(item, memo) for item in value])
+        text = f"({inner},)" if len(value) == 1 else f"({inner})"
+    elif dataclasses.is_dataclass(value):
+        first = dataclasses.fields(value)[0].name if dataclasses.fields(value) else ""
+        parts = [_atom(item, memo) if name == first else f"{name}={_atom(item, memo)}" for name, item in _said(value)]
+        text = f"{type(value).__name__}({', '.join(parts)})"
+    else:
+        raise TypeError(f"{type(value).__name__} has no text form")
+    memo[id(value)] = text
+    return text
 
 
 def _said(value: Any) -> list[tuple[str, Any]]:
@@ -49,17 +55,17 @@ def _said(value: Any) -> list[tuple[str, Any]]:
     return said
 
 
-def _block(value: Any, indent: int) -> str:
+def _block(value: Any, indent: int, memo: dict[int, str]) -> str:
     """Form of a value that may break over lines."""
-    line = _atom(value)
+    line = _atom(value, memo)
     pad = " " * (indent + 4)
     if indent + len(line) <= _WIDTH:
         return line
     if isinstance(value, tuple):
-        rows = "".join(f"{pad}{_block(item, indent + 4)},\n" for item in value)
+        rows = "".join(f"{pad}{_block(item, indent + 4, memo)},\n" for item in value)
         return f"(\n{rows}{' ' * indent})"
     if dataclasses.is_dataclass(value):
-        rows = "".join(f"{pad}{name}={_block(item, indent + 4)},\n" for name, item in _said(value))
+        rows = "".join(f"{pad}{name}={_block(item, indent + 4, memo)},\n" for name, item in _said(value))
         return f"{type(value).__name__}(\n{rows}{' ' * indent})"
     return line
 
@@ -70,7 +76,7 @@ def to_text(value: Any, stamp: str = "") -> str:
     Raises TypeError where a field holds something that has no text form.
     """
     head = f"# {stamp}\n" if stamp else ""
-    return f"{head}{_block(value, 0)}\n"
+    return f"{head}{_block(value, 0, {})}\n"
 
 
 def from_text(text: str) -> Any:
@@ -98,5 +104,5 @@ def _read(node: ast.expr) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Sixteen hex digits of the SHA-256 of the value's text: equal values, equal digests, in every process."""
-    return hashlib.sha256(to_text(value).encode()).hexdigest()[:16]
+    """Sixteen hex digits of the SHA-256 of the value's one-line form: equal values, equal digests, in every process."""
+    return hashlib.sha256(_atom(value, {}).encode()).hexdigest()[:16]

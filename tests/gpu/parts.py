@@ -25,13 +25,17 @@ from tests.bench.record import ROOT, circumstances, write_json
 OPTIONAL = ("typer", "rich", "pytest", "hypothesis", "onnx", "numpy", "torchvision", "triton")
 
 
+Keep = Callable[[dict[str, Any]], None]
+
+
 @dataclass(frozen=True)
 class Part:
-    """A part: ``work(small)`` gives its result, with "failed" in it where something did; ``limit`` is in seconds."""
+    """A part: ``work(small, keep)`` gives its result, with "failed" in it where something did; it may hand what it has
+    so far to ``keep``, in case its time runs out. ``limit`` is in seconds."""
 
     about: str
     limit: int
-    work: Callable[[bool], dict[str, Any]]
+    work: Callable[[bool, Keep], dict[str, Any]]
     modules: tuple[str, ...] = ()
     unless: str = ""
     """A module whose presence makes this part needless."""
@@ -47,7 +51,7 @@ def missing(part: Part) -> str:
     return ""
 
 
-def environment(small: bool) -> dict[str, Any]:
+def environment(small: bool, keep: Keep) -> dict[str, Any]:
     """The machine, PyTorch's build, the GPUs, and which packages are there."""
     import torch
 
@@ -80,7 +84,7 @@ def environment(small: bool) -> dict[str, Any]:
     return result
 
 
-def tests(small: bool) -> dict[str, Any]:
+def tests(small: bool, keep: Keep) -> dict[str, Any]:
     """``pytest -m gpu``, or on the CPU the quick tests of the same checks."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -110,7 +114,7 @@ def _outcome(case: xml.etree.ElementTree.Element) -> dict[str, Any]:
     return found
 
 
-def checks(small: bool) -> dict[str, Any]:
+def checks(small: bool, keep: Keep) -> dict[str, Any]:
     """The same checks without pytest."""
     import torch
 
@@ -125,17 +129,21 @@ def checks(small: bool) -> dict[str, Any]:
                 continue
             results[name] = run_one(check, device)
             progress(f"{results[name]['outcome']:<8}{results[name]['seconds']:7.1f} s  {name}")
+            keep({"checks": results})
     failed = [name for name, found in results.items() if found["outcome"] == "failed"]
     return {"checks": results, **({"failed": ", ".join(failed)} if failed else {})}
 
 
-def steps(family: str, small: bool) -> dict[str, Any]:
+def steps(family: str, small: bool, keep: Keep) -> dict[str, Any]:
     """Seconds of a training step: backprop eager and compiled, the emitted step with 1, 2, 5 and 8 lanes."""
     import torch
 
     from tests.gpu.steps import measured
 
-    sizes = measured(family, torch.device("cpu" if small else "cuda:0"), small)
+    sizes = {}
+    for label, found in measured(family, torch.device("cpu" if small else "cuda:0"), small):
+        sizes[label] = found
+        keep({"sizes": sizes})
     broken = [
         f"{name} at {label}"
         for label, size in sizes.items()
@@ -145,7 +153,7 @@ def steps(family: str, small: bool) -> dict[str, Any]:
     return {"sizes": sizes, **({"failed": "; ".join(broken)} if broken else {})}
 
 
-def fashion_mnist(small: bool) -> dict[str, Any]:
+def fashion_mnist(small: bool, keep: Keep) -> dict[str, Any]:
     """The main job, examples/fashion_mnist.py, with the images that travel with the examples."""
     import json
 
@@ -184,8 +192,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--cpu", action="store_true", help="small sizes on the CPU")
     args = parser.parse_args(argv)
-    result = PARTS[args.part].work(args.cpu)
-    write_json(args.file, {**circumstances(["tests/gpu/run_all.py", "--parts", args.part]), "result": result})
+    if args.cpu:
+        import torch
+
+        torch.set_num_threads(1)  # small work gains nothing from more, and waits for them where the machine is busy
+
+    def keep(result: dict[str, Any]) -> None:
+        write_json(args.file, {**circumstances(["tests/gpu/run_all.py", "--parts", args.part]), "result": result})
+
+    keep(PARTS[args.part].work(args.cpu, keep))
     return 0
 
 

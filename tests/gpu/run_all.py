@@ -36,8 +36,6 @@ from tests.gpu.parts import PARTS, missing
 FORMAT = 1
 LEFT = 20
 """Seconds kept for writing down and ending."""
-SHORTER = 5
-"""On the CPU sizes are small; so are the limits, by this factor."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,7 +75,7 @@ def results(path: Path, kind: str) -> dict[str, Any]:
     return found
 
 
-def run_part(name: str, limit: float, log: Path, small: bool) -> dict[str, Any]:
+def run_part(name: str, limit: int, log: Path, small: bool) -> dict[str, Any]:
     """Run a part as a process with a time limit; what it, and whatever it started, prints is appended to the log."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, log.open("a", encoding="utf-8") as output:
@@ -93,17 +91,16 @@ def run_part(name: str, limit: float, log: Path, small: bool) -> dict[str, Any]:
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
-            status, reason = "timed out", f"it ran longer than {limit:.0f} s"
+            status, reason = "timed out", f"it ran longer than {limit} s"
         finally:
             _end(process)
         record: dict[str, Any] = {}
         if file.exists():
             record = json.loads(file.read_text(encoding="utf-8"))
-            failed = record["result"].get("failed")
-            if status == "done" and failed:
-                status, reason = "failed", str(failed)
-        elif status == "done":
+        if status == "done" and process.returncode:
             status, reason = "failed", f"its process ended with status {process.returncode}"
+        elif status == "done" and record["result"].get("failed"):
+            status, reason = "failed", str(record["result"]["failed"])
     if reason:
         record["reason"] = reason
         record["last_words"] = log.read_bytes()[begun:].decode(errors="replace")[-3000:].splitlines()
@@ -133,12 +130,8 @@ def listing(args: argparse.Namespace, found: dict[str, Any]) -> str:
         part = PARTS[name]
         state = found["parts"].get(name, {}).get("status", "not run yet")
         reason = missing(part)
-        lines.append(f"{name:<15}{_limit(part.limit, args):4.0f} s  {part.about}; {reason or state}")
+        lines.append(f"{name:<15}{part.limit:4} s  {part.about}; {reason or state}")
     return "\n".join(lines)
-
-
-def _limit(seconds: int, args: argparse.Namespace) -> float:
-    return max(seconds / SHORTER, 60) if args.dry_run_cpu else seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     args = arguments(argv)
     folder = Path(os.environ.get("OUT") or "gpu-results").resolve()
-    file, log = folder / "run_all.json", folder / "log.txt"
+    file = folder / "run_all.json"
     found = results(file, args.kind)
     if args.earlier:
         done = results(args.earlier, args.kind)["parts"]
@@ -155,9 +148,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(listing(args, found) + "\n")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    failed, left = [], []
+    try:
+        failed, left = work(args, found, folder, started)
+    except KeyboardInterrupt:
+        progress("interrupted; what was done is kept, the same command goes on from there")
+        return 130
+    finally:
+        write_json(file, found)
+    sys.stdout.write(listing(args, found) + f"\nresults: {file}\n")
+    return 1 if failed else 3 if left else 0
+
+
+def work(args: argparse.Namespace, found: dict[str, Any], folder: Path, started: float) -> tuple[list[str], list[str]]:
+    """Run what is left and fits; results go to ``found`` and into the file after every part. Returns the parts that
+    failed and those that are left for lack of time."""
+    failed: list[str] = []
+    left: list[str] = []
     for name in args.parts:
-        part, limit = PARTS[name], _limit(PARTS[name].limit, args)
+        part = PARTS[name]
         if found["parts"].get(name, {}).get("status") == "done" and not args.again:
             progress(f"{name}: done before")
             continue
@@ -165,20 +173,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason:
             found["parts"][name] = {"status": "skipped", "reason": reason}
             progress(f"{name}: skipped, {reason}")
-        elif 60 * args.minutes - (time.monotonic() - started) < limit + LEFT:
+        elif 60 * args.minutes - (time.monotonic() - started) < part.limit + LEFT:
             left.append(name)
-            progress(f"{name}: left for the next call, it may need {limit:.0f} s")
+            progress(f"{name}: left for the next call, it may need {part.limit} s")
         else:
-            progress(f"{name}: {part.about}, at most {limit:.0f} s")
-            found["parts"][name] = run_part(name, limit, log, args.dry_run_cpu)
+            progress(f"{name}: {part.about}, at most {part.limit} s")
+            found["parts"][name] = run_part(name, part.limit, folder / "log.txt", args.dry_run_cpu)
             outcome = found["parts"][name]
             if outcome["status"] != "done":
                 failed.append(name)
             progress(f"{name}: {outcome['status']} after {outcome['seconds']:.0f} s {outcome.get('reason', '')}")
-        write_json(file, found)
-    write_json(file, found)
-    sys.stdout.write(listing(args, found) + f"\nresults: {file}\n")
-    return 1 if failed else 3 if left else 0
+        write_json(folder / "run_all.json", found)
+    return failed, left
 
 
 if __name__ == "__main__":

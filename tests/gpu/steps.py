@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,12 +62,10 @@ SMALL: dict[str, dict[str, Size]] = {
 LR = 1e-3
 
 
-def measured(family: str, device: torch.device, small: bool, seed: int = 0) -> dict[str, Any]:
-    """All arms at all sizes of a family of models."""
-    return {
-        label: _size(f"{family}, {label}", size, device, LANES[:2] if small else LANES, seed)
-        for label, size in (SMALL if small else SIZES)[family].items()
-    }
+def measured(family: str, device: torch.device, small: bool, seed: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(size, figures of all arms) for every size of a family of models."""
+    for label, size in (SMALL if small else SIZES)[family].items():
+        yield label, _size(f"{family}, {label}", size, device, LANES[:2] if small else LANES, seed)
 
 
 def _size(label: str, size: Size, device: torch.device, lanes: tuple[int, ...], seed: int) -> dict[str, Any]:
@@ -88,6 +86,7 @@ def _size(label: str, size: Size, device: torch.device, lanes: tuple[int, ...], 
     ready: dict[str, Step] = {}
     table: dict[str, dict[str, Any]] = {}
     for name, build in arms.items():
+        progress(f"{label}: {name}")
         started = time.perf_counter()
         try:
             ready[name] = _warm(build(), data, device)
