@@ -6,9 +6,9 @@ After:   error edges from the output to every region that learns, each with its 
          1 each), its synapse memory, and the length of its error paths.
 
 The automatic choice is between flat wiring (every region hangs on the output) and relays at depth 2: the outputs of
-the model's blocks, and its bottlenecks. The smallest makespan wins; among equals the model's own relays, as in the
-paper's Figure 1, then less memory, then shorter paths. Deeper wirings are built when asked for: each hop shrinks the
-error by about β.
+the model's blocks, or in a model without blocks its bottlenecks. The smallest makespan wins; among equals the model's
+own relays, as in the paper's Figure 1, then less memory, then shorter paths. Deeper wirings are built when asked for:
+each hop shrinks the error by about β.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _candidates(regions: RegionGraph, options: Options, relays: tuple[int, ...] 
     own = _own_relays(regions, depth or 2)
     if options.wiring == "blocks":
         # A model without blocks has bottlenecks at best; without either, neighbouring regions make up a block.
-        return [*(own[:1] or [_Wiring("groups", grouped(regions, depth or 2))]), *yardsticks]
+        return [*(own or [_Wiring("groups", grouped(regions, depth or 2))]), *yardsticks]
     if depth == 1:
         return [direct, chained]
     if depth is not None:
@@ -181,7 +181,7 @@ def _own_relays(regions: RegionGraph, depth: int) -> list[_Wiring]:
     ends = tuple(region.id for region in regions.regions if region.ends_block and region.id != regions.output)
     if ends:
         found.append(_Wiring("blocks", block_wise(regions, ends, depth), structural=True))
-    narrow = bottlenecks(regions)
+    narrow = () if ends else bottlenecks(regions)  # narrow layers inside blocks are the blocks' own affair
     if narrow:
         found.append(_Wiring("bottlenecks", relayed(regions, narrow, depth), structural=True))
     return found
