@@ -22,7 +22,8 @@ FRESH = "!"
 def local_derivatives(
     graph: OperatorGraph, region: Region, error: str, name: Callable[[str], str]
 ) -> tuple[list[Call], dict[str, str]]:
-    """Calls, and for every parameter key of the region the name of its derivative, summed over the batch.
+    """Calls, and for every parameter key of the region the name of its derivative, summed over the batch; keys whose
+    derivative is zero everywhere, as behind a step function, are left out.
 
     ``error`` names e_i; ``name`` makes fresh names. In the calls, ``!x`` is such a name and ``x`` a value of the graph.
     Raises ModelError RG303 for all operators that have no derivative.
@@ -34,7 +35,7 @@ def local_derivatives(
     for operator in members:
         if any(read in moving for read in operator.reads):
             moving.add(operator.name)
-    at: dict[tuple[str, int | None], list[str]] = {(region.post, None): [FRESH + error]}
+    at: dict[str, dict[int | None, list[str]]] = {region.post: {None: [FRESH + error]}}
     calls: list[Call] = []
     problems: list[Problem] = []
 
@@ -49,32 +50,26 @@ def local_derivatives(
         return result
 
     for operator in reversed(members):
-        for (value, part), errors in [item for item in at.items() if item[0][0] == operator.name]:
-            del at[value, part]
-            wanted = tuple(read for read in operator.reads if read in moving)
-            if not wanted:
-                continue
-            source = graph.by_name.get(operator.reads[0])
-            if operator.target == "operator.getitem" and source is not None and source.types:
-                index = operator.args[1]
-                assert isinstance(index, int)
-                at.setdefault((source.name, index), []).append(total(errors))
-                continue
-            try:
-                made, found = derive(operator, graph, part, wanted, total(errors), fresh)
-            except NoDerivative as failure:
-                place = operator.line or operator.module or operator.name
-                problems.append(Problem("RG303", f"{operator.target} has no local derivative: {failure}", place))
-                continue
-            calls.extend(made)
-            for read, result in found.items():
-                at.setdefault((read, None), []).append(result)
-    for value, key in keys.items():
-        if not problems and (value, None) not in at:
-            cause = (
-                f"no error reaches {key} inside its layer: the derivative is zero everywhere, as behind a step function"
-            )
-            problems.append(Problem("RG303", cause, region.line or region.name))
+        arrived = at.pop(operator.name, None)
+        wanted = tuple(read for read in operator.reads if read in moving)
+        if arrived is None or not wanted:
+            continue
+        source = graph.by_name.get(operator.reads[0])
+        if operator.target == "operator.getitem" and source is not None and source.types:
+            index = operator.args[1]
+            assert isinstance(index, int)
+            at.setdefault(source.name, {}).setdefault(index, []).append(total(arrived[None]))
+            continue
+        try:
+            errors = [(part, total(items)) for part, items in arrived.items()]
+            made, found = derive(operator, graph, errors, wanted, fresh)
+        except NoDerivative as failure:
+            place = operator.line or operator.module or operator.name
+            problems.append(Problem("RG303", f"{operator.target} has no local derivative: {failure}", place))
+            continue
+        calls.extend(made)
+        for read, result in found.items():
+            at.setdefault(read, {}).setdefault(None, []).append(result)
     if problems:
         raise ModelError(problems)
-    return calls, {key: total(at[value, None]) for value, key in keys.items()}
+    return calls, {key: total(at[value][None]) for value, key in keys.items() if value in at}

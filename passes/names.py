@@ -88,7 +88,7 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
             operator = graph.by_name[name]
             if name in names or operator.types:
                 continue
-            if operator.target == "aten.sym_size.int" and operator.args[1] == 0 and _is_batch(graph, operator.reads[0]):
+            if operator.target == "aten.sym_size.int" and operator.size == "B":
                 names[name] = "B"
                 continue
             label = _SHORT.get(short(operator.target), short(operator.target).strip("_"))
@@ -102,6 +102,3 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
             names[name] = namer.new(f"{identifier(label + '_', 'v_').rstrip('_')}{region.id}")
     return names, namer
 
-
-def _is_batch(graph: OperatorGraph, name: str) -> bool:
-    return name in graph.types and bool(graph.types[name].shape) and graph.types[name].shape[0] == graph.batch

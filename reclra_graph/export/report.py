@@ -95,7 +95,7 @@ def wiring_tree(plan: WiringPlan) -> tuple[Node, ...]:
     a chain of any length reads as a column."""
     nodes: list[Node] = []
     shown: set[int] = set()
-    waiting = [Node(plan.regions.output, None, (), False, False)]
+    waiting = [Node(number, None, (), False, False) for number in reversed(plan.regions.outputs)]
     while waiting:
         node = waiting.pop()
         edges = plan.outgoing.get(node.region, ())
@@ -233,11 +233,16 @@ def _model(program: StepProgram, plan: WiringPlan) -> Iterator[str]:
     graph = plan.regions.graph
     yield f"model     {graph.model}"
     yield f"frontend  {graph.frontend}"
+    for note in graph.notes:
+        yield f"note      {note}"
     yield f"batch     {'any size' if isinstance(graph.batch, str) else f'{graph.batch} only'}"
     yield "inputs    " + ", ".join(f"{item.name} {item.type}" for item in graph.inputs)
     yield f"digest    {program.digest}"
     rates = plan.rates
-    yield f"loss      {rates.loss}"
+    for item, number in zip(plan.losses, plan.regions.outputs, strict=True):
+        yield f"loss      {item.kind} of {item.label}, region {number}"
+    if graph.unused:
+        yield f"no loss   {', '.join(graph.unused)}"
     yield f"optimizer {rates.optimizer}, lr {rates.lr:g}"
     kappa = "".join(f", kappa[{region}] {value:g}" for region, value in rates.kappa)
     gain = ", errors divided by beta" if rates.gain else ""
@@ -292,6 +297,9 @@ def _candidates(plan: WiringPlan) -> Iterator[str]:
 
 
 def _memory(plan: WiringPlan) -> Iterator[str]:
-    rows = [(edge.name, _synapse(edge.form, edge.shape), edge.rule, size(edge.bytes)) for edge in plan.edges]
-    rows.append(("total", "", "", size(sum(edge.bytes for edge in plan.edges))))
+    rows = [
+        (edge.name, _synapse(edge.form, edge.shape), edge.rule, f"that of {edge.shared}" if edge.shared else size(edge.bytes))
+        for edge in plan.edges
+    ]
+    rows.append(("total", "", "", size(sum(edge.bytes for edge in plan.edges if not edge.shared))))
     yield from table(("synapse", "shape", "rule", "memory"), rows)
