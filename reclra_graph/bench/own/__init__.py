@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from reclra_graph.bench.model import ZooModel
+from reclra_graph.bench.own import attention, control, dynamics, graphs, images, recurrent, structure, weights
 from reclra_graph.errors import ModelError, Problem
 
-_MODELS: dict[str, Callable[[], ZooModel]] = {}
+_MODELS = {
+    name: builder
+    for part in (recurrent, attention, images, graphs, weights, structure, control, dynamics)
+    for name, builder in part.MODELS.items()
+}
 
 
 def names() -> tuple[str, ...]:
@@ -16,7 +19,10 @@ def names() -> tuple[str, ...]:
 
 
 def build(name: str) -> ZooModel:
-    """The model of that name, with weights, inputs and target. Raises ModelError RG802 where there is none."""
+    """The model of that name, with weights, inputs and target drawn from torch's generator as it stands.
+
+    Raises ModelError RG802 where there is none of that name.
+    """
     if name not in _MODELS:
         raise ModelError(Problem("RG802", f"there is no model {name!r} of our own", f"own {name}"))
     return _MODELS[name]()
