@@ -122,6 +122,14 @@ def test_without_a_target_that_counts_the_loss_is_nan_and_the_error_nothing(
     assert not loss.cross_entropy_error(z, target, CLASSES, 4, axis, smoothing, -100, weights).any()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_only_the_proportions_of_class_weights_count(smoothing: float) -> None:
+    z, target = drawn("sequence", 2)
+    small = tuple(weight / 1000 for weight in WEIGHTS)
+    errors = [loss.cross_entropy_error(z, target, CLASSES, 4, -1, smoothing, 2, item) for item in (WEIGHTS, small)]
+    torch.testing.assert_close(errors[0], errors[1], rtol=0, atol=1e-12)
+
+
 def test_an_error_is_as_a_mean_over_the_batch_wants_it_wherever_the_batch_stands() -> None:
     z, target = torch.randn(7, 4, CLASSES, dtype=torch.float64), torch.randint(CLASSES, (7, 4))
     z.requires_grad_()
