@@ -83,9 +83,8 @@ def _plain_error(
     p: Tensor, z: Tensor, target: Tensor, classes: int, positions: int, axis: int, smoothing: float
 ) -> Tensor:
     """Where all targets count alike. Of many positions no one-hot is made: in int64 it is twice the logits' size."""
-    if positions == 1 and axis == 1:
-        one_hot = F.one_hot(target, classes)
-        return p - ((1 - smoothing) * one_hot + smoothing / classes) if smoothing else p - one_hot
+    if positions == 1 and axis == 1 and not smoothing:
+        return p - F.one_hot(target, classes)
     at = target.unsqueeze(axis)
     if smoothing:
         p = p - smoothing / classes

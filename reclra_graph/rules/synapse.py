@@ -15,7 +15,6 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
