@@ -214,10 +214,21 @@ def _losses(regions: RegionGraph, options: Options) -> tuple[Loss, ...]:
     """The loss of each output."""
     found = []
     for item, number in zip(regions.graph.outputs, regions.outputs, strict=True):
-        kind = options.loss_of(item.label)
-        classes = (1 if regions.regions[number].axis == 0 else -1, options.label_smoothing, options.ignore_index)
-        extra = (*classes, options.class_weights) if kind in ("cross-entropy", "causal-lm") else ()
-        found.append(Loss(item.label, kind, *extra))
+        kind, region = options.loss_of(item.label), regions.regions[number]
+        if kind not in ("cross-entropy", "causal-lm"):
+            found.append(Loss(item.label, kind))
+            continue
+        # A map of one position, [B, C, 1, 1], has its classes counted from the end (see rules.loss).
+        first = 1 if len(region.shape) == 1 or region.units > region.features else -len(region.shape)
+        axis = first if region.axis == 0 else -1
+        weights = options.class_weights
+        if weights and len(weights) != region.features:
+            cause = f"there are {len(weights)} class weights for the {region.features} classes of {item.label!r}"
+            raise ModelError(Problem("RG405", cause, "class_weights"))
+        if kind == "causal-lm" and (axis != -1 or len(region.shape) != 2 or region.shape[0] < 2):
+            cause = f"{item.label!r} is {region.shape} per sample, not (positions, classes) with two positions or more"
+            raise ModelError(Problem("RG405", cause, "loss"))
+        found.append(Loss(item.label, kind, axis, options.label_smoothing, options.ignore_index, weights))
     return tuple(found)
 
 

@@ -60,7 +60,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Loss:
     """The loss of one result: its label, the kind (``reclra_graph.options.LOSSES``), and for classes which dimension
-    counts them (1 or -1), smoothing, the class index that is ignored, and weights of the classes (none: equal)."""
+    counts them, smoothing, the class index that is ignored, and weights of the classes (none: equal)."""
 
     label: str
     kind: str
