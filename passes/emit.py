@@ -62,7 +62,7 @@ def _head(schedule: Schedule, stamp: str) -> str:
     inputs = {name: (item.type.shape, item.type.dtype) for name, item in zip(names, graph.inputs, strict=True)}
     dtype = graph.types[regions.regions[regions.output].post].dtype
     held = any(buffer.constant for buffer in graph.buffers)
-    notes = [] if graph.frontend == "export" else [f"\nCaptured for one batch size alone ({graph.frontend})."]
+    notes = [] if graph.frontend == "export" else [f"\nCaptured with a fixed batch size ({graph.frontend})."]
     notes += [f"\n{plain(note)}" for note in graph.notes]
     lanes = f"{len(schedule.lanes)} lanes" if len(schedule.lanes) > 1 else "one lane"
     docstring = template.DOCSTRING.format(

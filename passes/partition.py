@@ -62,7 +62,7 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
         block = block_of(operator.module, blocks)
         arriving = [open_at[name] for name in data if name in open_at]
         mine = [region for region in arriving if region.block == block and _only_user(graph, region.end, operator)]
-        if operator.name in graph.without_data:
+        if operator.name in graph.without_data or operator.name not in graph.reaching:
             continue
         parametrised = any(name in graph.derived for name in operator.reads)
         grows = (
@@ -181,7 +181,7 @@ def _with_updates(graph: OperatorGraph, regions: tuple[Region, ...], outputs: tu
     for region in regions:
         paths = _paths(graph, region)
         for name in region.operators:
-            if name in graph.without_data:
+            if name in graph.without_data or name not in graph.reaching:
                 continue
             operator = graph.by_name[name]
             for item in _updates(graph, operator, paths.get(name)):
@@ -215,7 +215,9 @@ def _why_frozen(graph: OperatorGraph, item: Parameter, flat: set[str]) -> str:
         return "its derivative is zero everywhere, as behind a step function"
     if graph.users.get(item.name):
         return "it only moves buffers"
-    return f"not used on the way to {', '.join(output.label for output in graph.outputs)}"
+    if graph.unused:
+        return f"not used on the way to {', '.join(output.label for output in graph.outputs)}"
+    return "not used by forward()"
 
 
 def _updates(graph: OperatorGraph, operator: Operator, path: tuple[str, ...] | None) -> Iterator[Update]:

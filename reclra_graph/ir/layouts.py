@@ -69,11 +69,13 @@ def _symbolic(
     operator: Operator, shape: tuple[Dim, ...], given: list[tuple[Layout, tuple[Dim, ...]]], graph: OperatorGraph
 ) -> Layout | None:
     places = [index for index, size in enumerate(shape) if isinstance(size, str)]
-    if len(places) != 1 or not given:
+    if len(places) != 1:
         return None
     place, factor = places[0], _factor(shape[places[0]])
-    if factor is None or factor == 1:
-        return Layout(place) if factor else None
+    if factor == 1:
+        return Layout(place)
+    if factor is None or not given:
+        return None
     name = operator.target.split(".")[1]
     if name == "cat" and all(layout.before * layout.after == 1 for layout, _ in given):
         return Layout(place, factor)
@@ -86,24 +88,14 @@ def _symbolic(
 def _folded(shape: tuple[Dim, ...], place: int, layout: Layout, source: tuple[Dim, ...]) -> Layout | None:
     """The layout behind a view: which sizes of the source were folded into dimension ``place`` of ``shape``."""
     lead = prod(size for size in shape[:place] if isinstance(size, int))
-    start, size = 0, 1
-    while size < lead:
-        if start >= layout.dim or not isinstance(source[start], int):
-            return None
-        size *= int(source[start])
-        start += 1
-    if size != lead:
-        return None
     total = _factor(shape[place])
-    before = prod(int(item) for item in source[start : layout.dim]) * layout.before
-    if total is None or total % (before * layout.after):
+    if total is None or not all(isinstance(size, int) for size in (*source[: layout.dim], *source[layout.dim + 1 :])):
         return None
-    after, stop = total // before, layout.dim + 1
-    reached = layout.after
-    while reached < after and stop < len(source):
-        reached *= int(source[stop])
-        stop += 1
-    return Layout(place, before, after) if reached == after else None
+    # Row by row, all that stands before the batch is split into what leads and what is folded in with it.
+    before, rest = divmod(prod(int(size) for size in source[: layout.dim]) * layout.before, lead)
+    after, odd = divmod(total, before) if before and not rest else (0, 1)
+    behind = layout.after * prod(int(size) for size in source[layout.dim + 1 :])
+    return Layout(place, before, after) if not rest and not odd and behind % after == 0 else None
 
 
 def _numeric(

@@ -231,6 +231,15 @@ class OperatorGraph:
         return found
 
     @cached_property
+    def reaching(self) -> frozenset[str]:
+        """Operators on the way to an output; the others only move buffers."""
+        found = set(self.output_values)
+        for operator in reversed(self.operators):
+            if operator.name in found:
+                found.update(operator.reads)
+        return frozenset(found)
+
+    @cached_property
     def without_data(self) -> frozenset[str]:
         """Values that hold nothing of the batch's data: parameters, buffers, sizes, and what these alone give."""
         found = {item.name for item in self.held}
