@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
@@ -18,6 +19,17 @@ def first_line(error: BaseException) -> str:
 def users(path: str) -> bool:
     """Whether a file is the user's own: not PyTorch's, and no text that was compiled at run time."""
     return "/torch/" not in path.replace("\\", "/") and not path.startswith(("<", "torch/"))
+
+
+def user_line(error: BaseException) -> str:
+    """``file:line`` of the innermost call in the traceback that is the user's, not PyTorch's and not ours."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if users(name) and os.path.dirname(name) != os.path.dirname(__file__):
+            place = f"{name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
 
 
 def source_line(node: torch.fx.Node) -> str:

@@ -10,7 +10,7 @@ The model itself and the random numbers of the session are never touched.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,10 +27,12 @@ from torch.fx.node import map_aggregate
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.passes.mended import mended
-from reclra_graph.passes.places import module_of, source_line
+from reclra_graph.passes.opaque import OpaqueCall, watch, with_opaque
+from reclra_graph.passes.places import first_line, module_of, source_line, user_line
 from reclra_graph.passes.quiet import hushed
 from reclra_graph.passes.replay import replay
-from reclra_graph.passes.tape import Interrupted, Tape, reads_number, tape, undisturbed
+from reclra_graph.passes.tape import Interrupted, Tape, clone, draws_aside, reads_number, skeleton, tape
+from reclra_graph.passes.twin import twin, undisturbed
 
 _SEED = 0
 
@@ -41,6 +43,17 @@ class Recorded:
 
     program: ExportedProgram
     notes: tuple[str, ...]
+    opaque: Mapping[str, OpaqueCall]
+    """How the opaque sub-modules are called, by the first argument of ``reclra.opaque``; see ``opaque.py``."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    program: ExportedProgram
+    notes: tuple[str, ...]
+    calls: Mapping[str, OpaqueCall]
+    baked: tuple[str, ...]
+    """Modules that turned data into constants."""
 
 
 @dataclass(frozen=True)
@@ -63,63 +76,111 @@ class _Finding:
         }[self.kind]
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: frozenset[str] = frozenset()
+) -> Recorded:
     """The path that one batch takes through ``model`` in train mode, as a program with the batch's own shapes.
 
-    Raises ModelError RG202 where even that fails, or where the program does not give what the model gives.
+    Sub-modules at the paths in ``opaque`` are one operator each. So become, innermost first, sub-modules that cannot be
+    recorded, and those that turn data into constants. Raises ModelError RG202 where nothing is left to try, or where
+    the program does not give what the model gives.
     """
     with hushed(), mended(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _record(model, args, kwargs)
+        return _record(model, args, kwargs, opaque)
 
 
-def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:
-    first = _run(model, args, kwargs, _SEED)
-    with undisturbed():
+def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: frozenset[str]) -> Recorded:
+    best: _Attempt | None = None
+    while True:
+        failure: Exception | None = None
+        try:
+            attempt = _attempt(model, args, kwargs, opaque)
+            if attempt.baked:
+                # What autograd computes inside of forward() looks like values from outside of torch, but is not.
+                with contextlib.suppress(Interrupted, ModelError):
+                    deep = _attempt(model, args, kwargs, opaque, deep=True)
+                    attempt = attempt if deep.baked else deep
+            best, blamed = attempt, list(attempt.baked)
+        except (Interrupted, ModelError) as error:
+            failure, blamed = error, [error.path] if isinstance(error, Interrupted) else []
+        wider = next((path for path in (_uncovered(path, opaque) for path in blamed) if path), None)
+        if wider is None:
+            break
+        opaque |= {wider}
+    if best is not None:
+        return Recorded(best.program, best.notes, best.calls)
+    assert failure is not None
+    if isinstance(failure, ModelError):
+        raise failure
+    cause = failure.__cause__ or failure
+    text = f"recording raised {type(cause).__name__}: {first_line(cause)}"
+    raise ModelError(Problem("RG202", text, user_line(cause) or type(model).__name__)) from cause
+
+
+def _uncovered(path: str, opaque: frozenset[str]) -> str:
+    """``path``, or the nearest path around it, that lies in no opaque sub-module; "" for the model itself."""
+    while any(f"{path}.".startswith(f"{other}.") for other in opaque):
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _attempt(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: frozenset[str], deep: bool = False
+) -> _Attempt:
+    """Record with these sub-modules opaque, and find out what holds for this batch alone."""
+    calls = watch(model, opaque, [(args, kwargs)]) if opaque else {}
+
+    def run(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int) -> Tape:
+        with with_opaque(model, calls) as copied, undisturbed(seed):
+            return tape(copied, args, kwargs, deep)
+
+    first = run(args, kwargs, _SEED)
+    with with_opaque(model, calls), undisturbed():
         program = replay(model, first, args, kwargs)
-    if not _agrees(program, model, args, kwargs, first, _SEED):
+    if not draws_aside(first) and not _agrees(program, model, calls, args, kwargs):
         cause = "the recorded operators do not give what forward() gives: it changes tensors behind torch's back"
         raise ModelError(Problem("RG202", cause, type(model).__name__))
     found: list[_Finding] = []
     notes: list[str] = []
     for other_args, other_kwargs in _other_batches(args, kwargs):
         try:
-            second = _run(model, other_args, other_kwargs, _SEED + 1)
+            second = run(other_args, other_kwargs, _SEED + 1)
         except Interrupted:  # not every model takes every batch
             continue
         found.extend(_differences(first, second))
-        if not found and not _agrees(program, model, other_args, other_kwargs, second, _SEED + 1):
+        if not found and not draws_aside(first) and not _agrees(program, model, calls, other_args, other_kwargs):
             notes.append("on another batch the recorded operators give other values than forward()")
         break
     else:
         notes.append("what of the recorded path depends on the data is not known: forward() took no other batch")
+    baked = tuple(dict.fromkeys(item.path for item in found if item.kind in ("array", "number")))
     places = {(item.path, item.line) for item in found}
     found.extend(item for item in _reads(first) if (item.path, item.line) not in places)
     notes.extend(str(item) for item in dict.fromkeys(found))
-    return Recorded(program, tuple(notes))
-
-
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int) -> Tape:
-    with undisturbed(seed):
-        return tape(copy.deepcopy(model).train(), args, kwargs)
+    return _Attempt(program, tuple(notes), calls, baked)
 
 
 def _agrees(
     program: ExportedProgram,
     model: nn.Module,
+    calls: Mapping[str, OpaqueCall],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    expected: Tape,
-    seed: int,
 ) -> bool:
-    """Whether the program gives the outputs and the buffers of a tape's run; False too where it cannot run at all."""
+    """Whether the program gives the outputs and the buffers that the model gives; False too where it cannot run."""
+    copied = twin(model)
+    copy_args, copy_kwargs = (pytree.tree_map(clone, item) for item in (args, dict(kwargs)))
+    with undisturbed(_SEED):
+        expected = [item.detach() for item in skeleton(copied(*copy_args, **copy_kwargs))[1]]
+    wanted = _state(copied)
     state = {key: tensor.detach().clone() for key, tensor in _state(model).items()}
     try:
-        with undisturbed(seed), torch.no_grad():
+        with with_opaque(model, calls), undisturbed(_SEED), torch.no_grad():
             results, buffers = play(program, state, args, kwargs)
-        torch.testing.assert_close(results, list(expected.results), equal_nan=True)
+        torch.testing.assert_close(results, expected, equal_nan=True)
         for key, buffer in buffers.items():
-            torch.testing.assert_close(buffer, expected.state[key], equal_nan=True)
+            torch.testing.assert_close(buffer, wanted[key], equal_nan=True)
     except Exception:  # a size that is another one in this batch, an index out of range, a value that differs
         return False
     return True

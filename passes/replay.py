@@ -18,11 +18,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.node import map_arg
 
-from reclra_graph.passes.tape import Out, Tape, reads_number, tensors_in
+from reclra_graph.passes.places import module_of
+from reclra_graph.passes.tape import Interrupted, Out, Rerun, Tape, tensors_in
+from reclra_graph.passes.twin import bare_twin
 
 _library: Any = torch.library.Library("reclra", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("stand_in(str name, Tensor[] tensors, int[][] sizes, str[] dtypes) -> Tensor[]")
@@ -41,7 +43,10 @@ _WRITTEN_OUT = {
 
 
 def replay(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
-    """The tape as a functional program that takes the batch as forward() does. Raises whatever torch.export raises."""
+    """The tape as a functional program that takes the batch as forward() does.
+
+    Raises Interrupted where torch.export refuses an operator.
+    """
     held = tape.unsized | _written_out(tape)
     player = _Player(tape, held)
 
@@ -56,42 +61,25 @@ def replay(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: Mapping[
 
     # The placeholders are named as forward() names its arguments.
     Replay.forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
-    exported = torch.export.export(_same_names(model, Replay(), {}), args, dict(kwargs), strict=False)
-    program: ExportedProgram = exported.run_decompositions({})
+    try:
+        exported = torch.export.export(bare_twin(model, Replay()), args, dict(kwargs), strict=False)
+        program: ExportedProgram = exported.run_decompositions({})
+    except Exception as error:  # an operator that has no functional form
+        raise Interrupted(module_of(player.last)[0] if player.last else "") from error
     _take_places(program, {node.name: node for node in held})
     return program
 
 
-def _same_names(module: nn.Module, twin: nn.Module, made: dict[object, Any]) -> nn.Module:
-    """``twin`` with the parameters, buffers and sub-modules of ``module`` under the same names, and no code of theirs.
-
-    ``made`` holds what was copied so far: what the model has twice (a tied weight, a shared layer) stays one thing.
-    """
-    made[module] = twin
-    for name, parameter in module._parameters.items():
-        if parameter is not None and parameter not in made:
-            # Without gradients: recorded code may write to a parameter, as it did under no_grad.
-            made[parameter] = nn.Parameter(parameter.detach(), requires_grad=False)
-        twin.register_parameter(name, None if parameter is None else made[parameter])
-    for name, buffer in module._buffers.items():
-        twin.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
-    for name, child in module._modules.items():
-        if child is not None and child not in made:
-            _same_names(child, nn.Module(), made)
-        twin.add_module(name, None if child is None else made[child])
-    return twin
-
-
-class _Player(Interpreter):
+class _Player(Rerun):
     """Runs the tape's operators again, those of ``held`` as stand-ins; new nodes take the old ones' metadata."""
 
     def __init__(self, tape: Tape, held: Set[Node]) -> None:
         super().__init__(tape.graph)
         self.held = held
+        self.last: Node | None = None
 
     def run_node(self, n: Node) -> Any:
-        if reads_number(n):  # Python has had it
-            return None
+        self.last = n
         if n not in self.held:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)

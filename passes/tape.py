@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import random
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +34,6 @@ class Tape:
     keys: tuple[str, ...]
     outputs: Any
     """What forward() returned, dataclasses as dicts, with an ``Out`` for every tensor."""
-    results: tuple[Tensor, ...]
-    state: dict[str, Tensor]
-    """Parameters and buffers as the run left them."""
     unsized: frozenset[Node]
     """Nodes whose results have a size that only the data tell, as of ``nonzero``."""
 
@@ -63,72 +58,58 @@ def tensors_in(batch: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
-@contextlib.contextmanager
-def undisturbed(seed: int | None = None) -> Iterator[None]:
-    """Leave torch's, Python's and numpy's random numbers as they were; inside, begin with ``seed`` if one is given."""
-    numpy = sys.modules.get("numpy")
-    states = random.getstate(), numpy.random.get_state() if numpy else None
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            if seed is not None:
-                torch.manual_seed(seed)
-                random.seed(seed)
-                if numpy:
-                    numpy.random.seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        if numpy:
-            numpy.random.set_state(states[1])
+def tape(copied: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], deep: bool = False) -> Tape:
+    """Run ``copied`` (a copy of a model, which is not used again) on the batch and write down every operator.
 
-
-def tape(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tape:
-    """Run ``twin`` (a copy that is not used again) on the batch and write down every operator.
-
-    Raises Interrupted, from whatever forward() or the tracer raised.
+    ``deep`` writes down what autograd calls in the end, in place of what the model called: then the derivatives that a
+    forward() takes of itself are on the tape too. Raises Interrupted, from whatever forward() or the tracer raised.
     """
     # A tensor under several names (a tied weight) goes in once, under the first.
-    state = dict(twin.named_parameters()) | dict(twin.named_buffers())
-    owners = [(module, name) for module in twin.modules() for name in module._buffers]
-    given = [(module, name, module._buffers[name]) for module, name in owners]
+    state = dict(copied.named_parameters()) | dict(copied.named_buffers())
+    before = [(module, dict(module._buffers)) for module in copied.modules()]
     leaves, form = pytree.tree_flatten((args, dict(kwargs)))
-    leaves = [_copied(leaf) for leaf in leaves]
+    leaves = [clone(leaf) for leaf in leaves]
     outputs: Any = None
-    results: list[Tensor] = []
 
     def run(*_: Tensor) -> list[Tensor]:
         nonlocal outputs
         positional, named = pytree.tree_unflatten(leaves, form)
         with fx_traceback.preserve_node_meta():
-            result = twin(*positional, **named)
+            result = copied(*positional, **named)
             # A buffer that forward() replaced, rather than changed in place, is changed in place at the end.
             with torch.no_grad():
-                for module, name, buffer in given:
-                    new = module._buffers[name]
-                    if buffer is not None and new is not None and new is not buffer:
-                        buffer.copy_(new.detach() if new.requires_grad else new)
-        outputs = _skeleton(result, results)
+                for module, buffers in before:
+                    for name, buffer in buffers.items():
+                        new = module._buffers[name]
+                        if buffer is not None and new is not None and new is not buffer:
+                            buffer.copy_(new.detach() if new.requires_grad else new)
+        outputs, results = skeleton(result)
         return results
 
-    with _followed(twin) as failed:
+    tracer = make_fx(run, pre_dispatch=not deep, _error_on_data_dependent_ops=False, record_stack_traces=True)
+    with _followed(copied) as failed:
         try:
-            graph = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False, record_stack_traces=True)(
-                *state.values(), *tensors_in(leaves)
-            )
+            graph = tracer(*state.values(), *tensors_in(leaves))
         except Exception as error:  # whatever user code and the tracer raise; the caller knows what to try next
             raise Interrupted(failed[0] if failed else "") from error
     _tidy(graph)
-    return Tape(graph, tuple(state), outputs, tuple(result.detach() for result in results), state, _unsized(graph))
+    return Tape(graph, tuple(state), outputs, _unsized(graph))
 
 
-def _copied(leaf: Any) -> Any:
+def clone(leaf: Any) -> Any:
+    """A tensor with memory of its own, in a batch that forward() may write to; anything else as it is."""
     if not isinstance(leaf, Tensor):
         return leaf
     return leaf.detach().clone().requires_grad_(leaf.requires_grad)
 
 
+def skeleton(result: Any) -> tuple[Any, list[Tensor]]:
+    """What forward() returned with an Out for every tensor, and the tensors."""
+    tensors: list[Tensor] = []
+    return _skeleton(result, tensors), tensors
+
+
 def _skeleton(result: Any, tensors: list[Tensor]) -> Any:
-    """``result`` with an Out for every tensor; the tensors themselves go to ``tensors``."""
     if isinstance(result, Tensor):
         tensors.append(result)
         return Out(len(tensors) - 1)
@@ -146,7 +127,7 @@ def _skeleton(result: Any, tensors: list[Tensor]) -> Any:
 
 
 @contextlib.contextmanager
-def _followed(twin: nn.Module) -> Iterator[list[str]]:
+def _followed(copied: nn.Module) -> Iterator[list[str]]:
     """Nodes traced inside say which module made them; yields a list, then filled with the module that raised first."""
     stack: list[tuple[str, str]] = []
     failed: list[str] = []
@@ -167,7 +148,7 @@ def _followed(twin: nn.Module) -> Iterator[list[str]]:
 
         return followed
 
-    for path, module in twin.named_modules():
+    for path, module in copied.named_modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         module.forward = follow(path, kind, module.forward)
     yield failed
@@ -204,14 +185,33 @@ def reads_number(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.data_dependent_output in node.target.tags
 
 
+class Rerun(Interpreter):
+    """Runs a tape's operators again, without the numbers that Python has had."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.casting: list[torch.autocast] = []
+
+    def run_node(self, n: Node) -> Any:
+        """The value of one node."""
+        if reads_number(n):
+            return None
+        # On the tape these two only mark where autocast begins and ends.
+        if n.target is torch.amp.autocast_mode._enter_autocast:
+            device, dtype, enabled, cache = n.args
+            self.casting.append(torch.autocast(device, dtype, enabled, cache))  # type: ignore[arg-type]
+            return self.casting[-1].__enter__()  # type: ignore[no-untyped-call]
+        if n.target is torch.amp.autocast_mode._exit_autocast:
+            return self.casting.pop().__exit__(None, None, None)
+        return super().run_node(n)
+
+
 def _unsized(graph: GraphModule) -> frozenset[Node]:
     """The nodes that cannot be run without data."""
     found: set[Node] = set()
 
-    class Sizes(Interpreter):
+    class Sizes(Rerun):
         def run_node(self, n: Node) -> Any:
-            if reads_number(n):
-                return None
             try:
                 return super().run_node(n)
             except Exception:  # each operator says in its own way that it wants the data
@@ -225,3 +225,17 @@ def _unsized(graph: GraphModule) -> frozenset[Node]:
 
 def _empty(value: Tensor) -> Tensor:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+
+def draws_aside(tape: Tape) -> bool:
+    """Whether random numbers were drawn of which only Python knows: a program cannot draw them."""
+    live: set[Node] = set()
+    random = []
+    for node in reversed(tape.graph.graph.nodes):
+        operator = node.target if isinstance(node.target, torch._ops.OpOverload) else None
+        if node.op == "output" or node in live or (operator and operator._schema.is_mutable):
+            live.update(node.all_input_nodes)
+            live.add(node)
+        elif operator and torch.Tag.nondeterministic_seeded in operator.tags:
+            random.append(node)
+    return bool(random)
