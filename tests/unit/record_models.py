@@ -1,0 +1,127 @@
+"""Small models that torch.export refuses, or that are easy to record wrongly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Depth(nn.Module):
+    """As many layers as the mean of the batch asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        depth = 0
+        while depth < 4 and x.abs().mean() > 0.2:
+            x = torch.tanh(self.layers[depth](x))
+            depth += 1
+        return self.head(x)
+
+
+class NumpyConstant(nn.Module):
+    """numpy makes a table that does not depend on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = torch.from_numpy(np.hanning(6)).to(x)
+        return self.body(x * window[: int(x.detach().numpy().shape[1])])
+
+
+class NumpyData(nn.Module):
+    """numpy computes a factor from the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        largest = np.abs(x.detach().numpy()).max(axis=1, keepdims=True)
+        return self.body(x / torch.from_numpy(largest))
+
+
+class ItemAsNumber(nn.Module):
+    """A number read from the batch scales it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x / x.max().item())
+
+
+class Experts(nn.Module):
+    """A mixture of experts with a loop over nonzero(), batch norm, dropout, and a counter that is replaced."""
+
+    def __init__(self, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.gate = nn.Linear(6, 3)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(6, 2)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        self.calls = self.calls + 1
+        h = self.drop(self.norm(x))
+        weight = self.gate(h).softmax(-1)
+        chosen = weight.argmax(-1)
+        out = torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            mine = (chosen == number).nonzero().flatten()
+            if mine.numel():
+                out[mine] += expert(h[mine]) * weight[mine, number : number + 1]
+        with torch.no_grad():
+            centre = out.mean(0, keepdim=True)
+        return {"logits": self.head(torch.relu(out - centre)), "weight": weight}
+
+
+class Tied(nn.Module):
+    """One weight as embedding and as head, one layer called twice, and a branch on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.layer = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        h = torch.tanh(self.layer(torch.tanh(self.layer(self.embed(ids)))))
+        if mask is not None:
+            h = h * mask.unsqueeze(-1)
+        if h.sum() == float("inf"):
+            h = -h
+        return self.head(h) * scale
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+    note: str = "text"
+
+
+class Tagger(nn.Module):
+    """An LSTM that answers with a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, lengths: dict[str, Tensor]) -> Answer:
+        steps = int(lengths["steps"].max())
+        h, (last, _) = self.lstm(x[:, :steps])
+        return Answer(self.head(h), (last, h))
