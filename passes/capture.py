@@ -11,7 +11,6 @@ never touched: a copy is traced, on the tensors among its arguments; all other a
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,15 +26,26 @@ from torch.export.graph_signature import InputKind
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.options import Options
-from reclra_graph.passes.lines import first_line, users_line
+from reclra_graph.passes.mended import mended
+from reclra_graph.passes.places import first_line, user_line
 from reclra_graph.passes.quiet import hushed
+from reclra_graph.passes.record import record
 from reclra_graph.passes.translate import fixed, translate
+from reclra_graph.passes.twin import one_name_each, twin, undisturbed
 from reclra_graph.structure import Path, arguments, identifier, label, replaced, tensors
 
 EXPORT, STATIC, RECORD = "export", "export, static batch", "record, one path"
 # What the next rung may do without.
 _ANOTHER_WAY = {"RG204", "RG205"}
 _UNROLLED = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A functional program, and what the user should know about it."""
+
+    program: ExportedProgram
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,10 @@ def capture(
     """
     call = _flat(model, args, dict(kwargs))
     labels = _run_once(model, call)
-    rungs: tuple[tuple[str, Callable[[nn.Module, FlatCall], ExportedProgram | None]], ...] = (
+    rungs: tuple[tuple[str, Callable[[nn.Module, FlatCall], Traced | None]], ...] = (
         (EXPORT, _export_free),
         (STATIC, _export_static),
+        (RECORD, _recorded),
     )
     if options.frontend != "auto":
         rungs = tuple(rung for rung in rungs if rung[0].startswith(options.frontend))
@@ -88,13 +99,14 @@ def capture(
     for name, trace in rungs:
         try:
             # Values of the generator that tracing draws must not change what the user's run draws afterwards.
-            with hushed(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            with hushed(), mended(), warnings.catch_warnings(), undisturbed():
                 warnings.simplefilter("ignore")
-                program = trace(model, call)
-            if program is None:
+                traced = trace(model, call)
+            if traced is None:
                 continue
             notes = tuple(f"{rung} failed: {type(error).__name__}: {first_line(error)}" for rung, error in failures)
-            return translate(model, program, name, call.paths, call.names, labels, options, notes)
+            notes += traced.notes
+            return translate(model, traced.program, name, call.paths, call.names, labels, options, notes)
         except Exception as error:  # whatever the tracer raises becomes one coded error below
             if isinstance(error, ModelError) and not set(error.codes) <= _ANOTHER_WAY:
                 raise
@@ -103,7 +115,7 @@ def capture(
     if isinstance(failure, ModelError):
         raise failure
     cause = f"{name} raised {type(failure).__name__}: {first_line(failure)}"
-    raise ModelError(Problem("RG202", cause, users_line(failure) or type(model).__name__)) from failure
+    raise ModelError(Problem("RG202", cause, user_line(failure) or type(model).__name__)) from failure
 
 
 def _flat(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FlatCall:
@@ -141,21 +153,21 @@ def _run_once(model: nn.Module, call: FlatCall) -> tuple[str, ...]:
     for batch in dict.fromkeys((min(2, call.batch), call.batch)):
         args, kwargs = call.rebuilt(call.resized(batch))
         try:
-            with hushed(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                result = copy.deepcopy(model).train()(*args, **kwargs)
+            with hushed(), torch.no_grad(), undisturbed():
+                result = twin(model)(*args, **kwargs)
             return tuple(label(path) for path, _ in tensors(result))
         except Exception as error:  # whatever user code raises becomes one coded error
             failure = error
     assert failure is not None
     shapes = ", ".join("x".join(str(size) for size in item.shape) for item in call.tensors)
     cause = f"forward() raised {type(failure).__name__} on inputs {shapes}: {first_line(failure)}"
-    raise ModelError(Problem("RG201", cause, users_line(failure) or type(model).__name__)) from failure
+    raise ModelError(Problem("RG201", cause, user_line(failure) or type(model).__name__)) from failure
 
 
 def flat_twin(model: nn.Module, call: FlatCall) -> nn.Module:
     """A copy of the model in train mode whose forward() takes the flat tensors and returns a flat tuple of tensors."""
-    twin = copy.deepcopy(model).train()
-    original = twin.forward
+    copied = one_name_each(twin(model))
+    original = copied.forward
 
     def forward(*flat: Any) -> tuple[Tensor, ...]:
         args, kwargs = call.rebuilt(flat)
@@ -165,11 +177,11 @@ def flat_twin(model: nn.Module, call: FlatCall) -> nn.Module:
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, kind) for name in call.names]
     )
-    twin.forward = forward
-    return twin
+    copied.forward = forward
+    return copied
 
 
-def _export_free(model: nn.Module, call: FlatCall) -> ExportedProgram | None:
+def _export_free(model: nn.Module, call: FlatCall) -> Traced | None:
     """Export with a free batch; None where the model allows one batch size only."""
     # torch.export takes a size of one for a constant.
     given = call.resized(max(2, call.batch))
@@ -182,13 +194,19 @@ def _export_free(model: nn.Module, call: FlatCall) -> ExportedProgram | None:
         for name, led in zip(names, call.batched, strict=True)
         if led and name in nodes
     )
-    return program.run_decompositions(_decompositions()) if free else None
+    return Traced(program.run_decompositions(_decompositions())) if free else None
 
 
-def _export_static(model: nn.Module, call: FlatCall) -> ExportedProgram:
+def _export_static(model: nn.Module, call: FlatCall) -> Traced:
     """Export for the example's own batch size."""
     program = torch.export.export(flat_twin(model, call), call.tensors, strict=False)
-    return program.run_decompositions(_decompositions())
+    return Traced(program.run_decompositions(_decompositions()))
+
+
+def _recorded(model: nn.Module, call: FlatCall) -> Traced:
+    """The one path that the example takes."""
+    found = record(model, call.args, call.kwargs)
+    return Traced(found.program.run_decompositions(_decompositions()), found.notes)
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

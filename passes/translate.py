@@ -33,7 +33,7 @@ from reclra_graph.ir.operators import (
     TorchConstant,
 )
 from reclra_graph.options import Options
-from reclra_graph.passes.lines import users_file
+from reclra_graph.passes.places import module_of, source_line
 
 # Results of tuple-valued operators that learning reads although the forward pass does not: a dropout's mask (errors
 # pass through the same mask), a batch norm's mean and inverse deviation (its scale learns from the normalised input).
@@ -41,29 +41,6 @@ _ALSO_READ = {
     "aten.native_dropout.default": (1,),
     "aten._native_batch_norm_legit_functional.default": (1, 2),
 }
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
-
-
-def _source_line(node: torch.fx.Node) -> str:
-    """``folder/file.py:12`` of the innermost frame that is the user's, from the trace that export leaves on a node."""
-    frames = [frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if users_file(frame[0])]
-    if not frames:
-        return ""
-    path, line = frames[-1]
-    return f"{'/'.join(path.replace(chr(92), '/').split('/')[-2:])}:{line}"
-
-
-def _module(node: torch.fx.Node) -> tuple[str, str]:
-    """(path, class name) of the module that ran the node."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if not stack:
-        return "", ""
-    path, kind = stack[-1]
-    name = kind if isinstance(kind, str) else kind.__name__
-    if path.startswith("_empty_nn_module_stack"):  # a placeholder of the tracer's, for questions about sizes
-        return "", ""
-    return re.sub(r"@\d+", "", path), name.rsplit(".", 1)[-1]
 
 
 class _Translator:
@@ -138,7 +115,11 @@ def translate(
     """
     signature = program.graph_signature
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    specs = [spec for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    specs = [
+        spec
+        for spec in signature.input_specs
+        if spec.kind == InputKind.USER_INPUT and isinstance(placeholders[spec.arg.name].meta.get("val"), Tensor)
+    ]
     leading = [placeholders[spec.arg.name].meta["val"].shape[:1] for spec in specs]
     symbols = {str(size.node.expr) for sizes in leading for size in sizes if fixed(size) is None}
     to_ir = _Translator(symbols)
@@ -147,7 +128,8 @@ def translate(
     batch: Dim = BATCH if symbols else next(int(sizes[0]) for sizes in leading if sizes)
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     results = [spec.arg.name for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
-    found = [(name, aliases.get(value, value), values[value]) for name, value in zip(labels, results, strict=True)]
+    tensors = [name for name in results if isinstance(values.get(name), Tensor)]
+    found = [(name, aliases.get(value, value), values[value]) for name, value in zip(labels, tensors, strict=True)]
     place = f"{type(model).__name__}.forward"
     chosen = chosen_outputs([(name, item) for name, _, item in found], options, place)
     outputs = tuple(Output(name, value) for name, value, _ in found if name in chosen)
@@ -255,8 +237,8 @@ def _held(
 
 
 def _operator(node: torch.fx.Node, to_ir: _Translator) -> Operator:
-    path, kind = _module(node)
-    line = _source_line(node)
+    path, kind = module_of(node)
+    line = source_line(node)
     place = line or path or node.name
     target = _target(node)
     if not target.startswith(("aten.", "operator.", "math.", "torch.sym_")):
