@@ -24,6 +24,7 @@ from torch._dispatch.python import no_python_dispatcher
 from torch.fx import _symbolic_trace
 
 from reclra_graph.errors import ModelError, Problem
+from reclra_graph.passes.mended import replaced
 from reclra_graph.passes.tape import clone, followed
 from reclra_graph.passes.twin import bare_twin, twin, undisturbed
 
@@ -127,12 +128,8 @@ def own_derivatives(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
                 found.setdefault(trail.stack[-1][0], {})[kind.__name__] = None
             return apply.__get__(None, kind)(*args, **kwargs)
 
-        torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment, method-assign]
-        try:
-            with undisturbed(0):
-                copied(*pytree.tree_map(clone, args), **pytree.tree_map(clone, dict(kwargs)))
-        finally:
-            torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        with replaced(torch.autograd.Function, apply=classmethod(applied)), undisturbed(0):
+            copied(*pytree.tree_map(clone, args), **pytree.tree_map(clone, dict(kwargs)))
     return {path: tuple(names) for path, names in found.items()}
 
 
@@ -206,13 +203,9 @@ def _opaque(path: str, inputs: list[Tensor], parameters: list[Tensor]) -> list[T
 @contextlib.contextmanager
 def _untraced() -> Iterator[None]:
     """Inside, nothing shows that somebody is tracing."""
-    tracing = _symbolic_trace._is_fx_tracing_flag
-    _symbolic_trace._is_fx_tracing_flag = False
-    try:
-        with torch._C.DisableTorchFunction(), no_python_dispatcher():
-            yield
-    finally:
-        _symbolic_trace._is_fx_tracing_flag = tracing
+    untold = replaced(_symbolic_trace, _is_fx_tracing_flag=False)
+    with untold, torch._C.DisableTorchFunction(), no_python_dispatcher():
+        yield
 
 
 def _opaque_sizes(path: str, inputs: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:

@@ -26,6 +26,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from reclra_graph.passes.mended import replaced
+
 
 @dataclass(frozen=True)
 class Tape:
@@ -91,6 +93,7 @@ def tape(copied: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], de
         # TorchScript runs other operators once it has optimised what it saw; what torch.compile made runs as it was.
         torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
         dynamo_config.patch(error_on_nested_fx_trace=False),
+        _python_decides(),
         followed(copied) as trail,
     ):
         try:
@@ -168,6 +171,23 @@ def followed(copied: nn.Module) -> Iterator[Trail]:
         module.forward = follow(path, kind, module.forward)
     with fx_traceback.preserve_node_meta():
         yield trail
+
+
+@contextlib.contextmanager
+def _python_decides() -> Iterator[None]:
+    """Inside, torch.cond and torch.while_loop are Python's own if and while: the tape holds one path."""
+
+    def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
+        return true_fn(*operands) if pred else false_fn(*operands)
+
+    def while_loop(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], carried_inputs: Any) -> Any:
+        while cond_fn(*carried_inputs):
+            carried_inputs = body_fn(*carried_inputs)
+        return carried_inputs
+
+    operators = torch._higher_order_ops
+    with replaced(torch, cond=cond), replaced(operators, cond=cond, while_loop=while_loop):
+        yield
 
 
 def _tidy(graph: GraphModule) -> None:

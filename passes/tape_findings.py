@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate
@@ -91,6 +92,8 @@ def _same_constant(first: Tape, left: Node, second: Tape, right: Node) -> bool:
     one, other = getattr(first.graph, str(left.target)), getattr(second.graph, str(right.target))
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
         return True  # the graph of an operator that takes one
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(item) for item in (one, other)):
+        return False  # a value inside of vmap or of a derivative that forward() takes
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,3 +228,49 @@ class BehindTheBack(nn.Module):
         x = self.first(x)
         x.detach().numpy()[:] += 1
         return torch.tanh(x)
+
+
+class Mapped(nn.Module):
+    """vmap and a functional derivative inside of forward, and a branch that torch.cond takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.other = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cond(x.sum() > 1e9, self.layer, self.other, (x,))
+        y = torch.vmap(lambda row: self.layer(row).tanh())(x)
+        return y + torch.func.grad(lambda item: self.layer(item).sin().sum())(x)
+
+
+class OlderNorm(nn.Module):
+    """Weights that older hooks compute, which deepcopy refuses; casts; and the layer's own branch on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.layer = nn.utils.weight_norm(nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any():
+            x = x.nan_to_num()
+        x = self.layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = x.float() @ x.float().T
+        return x + y.mean().to(x.dtype)
+
+
+class Dropped(nn.Module):
+    """Layers that Python leaves out at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if torch.rand(()) < 0.5:
+                x = torch.tanh(layer(x))
+        return x

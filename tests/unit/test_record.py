@@ -17,6 +17,7 @@ from reclra_graph.errors import ModelError
 from reclra_graph.passes.opaque import own_derivatives, watch, with_opaque
 from reclra_graph.passes.places import module_of, source_line
 from reclra_graph.passes.record import Recorded, play, record
+from reclra_graph.passes.twin import twin
 from reclra_graph.runtime.opaque import opaque_forward, opaque_vjp
 from tests.unit import record_models as models
 
@@ -43,9 +44,9 @@ def recorded_exactly(model: nn.Module, *args: Any, **kwargs: Any) -> Recorded:
         for key, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
     }
     for seed in (1, 2):
-        twin = copy.deepcopy(model).train()
+        copied = twin(model)
         torch.manual_seed(seed)
-        expected = twin(*args, **kwargs)
+        expected = copied(*args, **kwargs)
         torch.manual_seed(seed)
         with with_opaque(model, recorded.opaque):
             results, buffers = play(recorded.program, state, args, kwargs)
@@ -55,7 +56,7 @@ def recorded_exactly(model: nn.Module, *args: Any, **kwargs: Any) -> Recorded:
         assert [item.dtype for item in results] == [item.dtype for item in wanted]
         for result, want in zip(results, wanted, strict=True):
             torch.testing.assert_close(result, want, rtol=1e-14, atol=1e-14)
-        after = dict(twin.named_buffers())
+        after = dict(copied.named_buffers())
         for key, buffer in buffers.items():
             assert torch.equal(buffer, after[key]), key
         inside = tuple(f"{call.path}." for call in recorded.opaque.values())  # the sub-module keeps its own buffers
@@ -141,6 +142,21 @@ def test_nodes_say_where_they_come_from() -> None:
 def test_a_derivative_inside_of_forward_is_recorded() -> None:
     recorded = recorded_exactly(models.Energy(), torch.randn(5, 6))
     assert recorded.notes == ()
+
+
+def test_vmap_derivatives_and_branches_are_recorded() -> None:
+    recorded = recorded_exactly(models.Mapped(), X)
+    (note,) = recorded.notes
+    assert "reads a value" in note
+
+
+def test_older_weight_norm_and_autocast() -> None:
+    recorded_exactly(models.OlderNorm(), X)
+
+
+def test_layers_left_out_at_random_are_told() -> None:
+    notes = record(models.Dropped(), (X,), {}).notes
+    assert any("path taken in forward" in note for note in notes)
 
 
 def test_a_script_module_is_recorded() -> None:
