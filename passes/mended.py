@@ -1,4 +1,4 @@
-"""What PyTorch does otherwise while a model is traced: a mistake of its own mended, functions replaced for a while."""
+"""A mistake of PyTorch's that would make captured graphs wrong, mended while a model is traced."""
 
 from __future__ import annotations
 
@@ -19,21 +19,14 @@ def mended() -> Iterator[None]:
     In torch 2.11 the form of ``aten.lstm`` that tracing uses returns states with one dimension too many: it squeezes
     the batch's dimension in place of the first (``one_layer_lstm``: ``hx.squeeze(1)``).
     """
-    with replaced(decompositions, **{name: _flat_states(getattr(decompositions, name)) for name in _LAYERS}):
-        yield
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """Inside, ``owner`` has these attributes; afterwards its own again."""
-    own = {name: vars(owner)[name] for name in values}
-    for name, value in values.items():
-        setattr(owner, name, value)
+    originals = {name: getattr(decompositions, name) for name in _LAYERS}
+    for name, layer in originals.items():
+        setattr(decompositions, name, _flat_states(layer))
     try:
         yield
     finally:
-        for name, value in own.items():
-            setattr(owner, name, value)
+        for name, layer in originals.items():
+            setattr(decompositions, name, layer)
 
 
 def _flat_states(layer: Callable[..., Any]) -> Callable[..., Any]:

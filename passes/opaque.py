@@ -24,7 +24,7 @@ from torch._dispatch.python import no_python_dispatcher
 from torch.fx import _symbolic_trace
 
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.passes.mended import replaced
+from reclra_graph.passes.patched import patched
 from reclra_graph.passes.tape import clone, followed
 from reclra_graph.passes.twin import bare_twin, twin, undisturbed
 
@@ -71,18 +71,6 @@ class OpaqueCall:
     dtypes: tuple[torch.dtype, ...]
     devices: tuple[torch.device, ...]
 
-    def arguments(self, names: Sequence[str]) -> str:
-        """The arguments as Python source, with these names for the tensors: ``z3, None, scale=b``."""
-        args, kwargs = self.takes.fill([_Name(name) for name in names])
-        return ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
-
-
-class _Name(str):
-    """A name, which is written without quotes."""
-
-    __slots__ = ()
-    __repr__ = str.__str__
-
 
 @dataclass
 class _Seen:
@@ -128,7 +116,7 @@ def own_derivatives(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
                 found.setdefault(trail.stack[-1][0], {})[kind.__name__] = None
             return apply.__get__(None, kind)(*args, **kwargs)
 
-        with replaced(torch.autograd.Function, apply=classmethod(applied)), undisturbed(0):
+        with patched(torch.autograd.Function, apply=classmethod(applied)), undisturbed(0):
             copied(*pytree.tree_map(clone, args), **pytree.tree_map(clone, dict(kwargs)))
     return {path: tuple(names) for path, names in found.items()}
 
@@ -203,7 +191,7 @@ def _opaque(path: str, inputs: list[Tensor], parameters: list[Tensor]) -> list[T
 @contextlib.contextmanager
 def _untraced() -> Iterator[None]:
     """Inside, nothing shows that somebody is tracing."""
-    untold = replaced(_symbolic_trace, _is_fx_tracing_flag=False)
+    untold = patched(_symbolic_trace, _is_fx_tracing_flag=False)
     with untold, torch._C.DisableTorchFunction(), no_python_dispatcher():
         yield
 

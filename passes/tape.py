@@ -26,7 +26,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from reclra_graph.passes.mended import replaced
+from reclra_graph.passes.patched import patched
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _python_decides() -> Iterator[None]:
         return carried_inputs
 
     operators = torch._higher_order_ops
-    with replaced(torch, cond=cond), replaced(operators, cond=cond, while_loop=while_loop):
+    with patched(torch, cond=cond), patched(operators, cond=cond, while_loop=while_loop):
         yield
 
 

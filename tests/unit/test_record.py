@@ -18,7 +18,6 @@ from reclra_graph.passes.opaque import own_derivatives, watch, with_opaque
 from reclra_graph.passes.places import module_of, source_line
 from reclra_graph.passes.record import Recorded, play, record
 from reclra_graph.passes.twin import twin
-from reclra_graph.runtime.opaque import opaque_forward, opaque_vjp
 from tests.unit import record_models as models
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -188,7 +187,7 @@ def test_numpy_in_a_function_of_its_own_becomes_opaque() -> None:
     recorded = recorded_exactly(model, X)
     (call,) = recorded.opaque.values()
     assert call.path == "body.odd"
-    assert call.arguments(["a", "b"]) == "a, 2, extra={'scale': b, 'none': None}"
+    assert call.takes.fill(["a", "b"]) == (("a", 2), {"extra": {"scale": "b", "none": None}})
     (node,) = [node for node in recorded.program.graph.nodes if str(node.target) == "reclra.opaque.default"]
     parameters = [recorded.program.graph_signature.inputs_to_parameters[item.name] for item in node.args[2]]
     assert parameters == ["body.odd.w", "body.odd.norm.weight", "body.odd.norm.bias"]
@@ -237,32 +236,3 @@ def test_what_no_rung_can_take_is_a_coded_error() -> None:
 def test_values_changed_behind_torch_are_a_coded_error() -> None:
     with pytest.raises(ModelError, match="behind torch's back"):
         record(models.BehindTheBack(), (X,), {})
-
-
-def test_the_opaque_vjp_is_autograd_inside_of_the_module() -> None:
-    module = models.NumpyLayer()
-    x, scale = torch.randn(5, 6), torch.randn(6)
-    (y, mean), held = opaque_forward(lambda a, b: module(a, 2, extra={"scale": b, "none": None}), [x, scale])
-    assert not y.requires_grad
-    assert module.norm.num_batches_tracked == 1
-    into, deltas = opaque_vjp(module, held, [torch.ones_like(y), None])
-    leaf, factor = x.clone().requires_grad_(), scale.clone().requires_grad_()
-    found = module(leaf, 2, extra={"scale": factor, "none": None})
-    named = dict(module.named_parameters())
-    want = torch.autograd.grad(found["y"].sum(), [leaf, factor, *named.values()])
-    for got, wanted in zip([*into, *(deltas[name] for name in named)], want, strict=True):
-        assert got is not None
-        torch.testing.assert_close(got, wanted)
-    assert mean.shape == ()
-
-
-def test_the_opaque_vjp_gives_none_and_zeros_where_nothing_flows() -> None:
-    module = models.NumpyLayer()
-    module.norm.bias.requires_grad_(False)
-    x, count = torch.randn(5, 6), torch.tensor([1])
-    (result, _), held = opaque_forward(lambda a, b: (a * b, a.detach()), [x, count])
-    into, deltas = opaque_vjp(module, held, [torch.ones_like(result), torch.ones_like(x)])
-    assert into[0] is not None
-    assert into[1] is None
-    assert set(deltas) == {"w", "norm.weight"}
-    assert all(not delta.any() for delta in deltas.values())
