@@ -24,6 +24,33 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed).train()
 
 
+class _Alias(nn.Module):
+    """Another name of a module."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["original"] = original  # not a sub-module: its parameters have one name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["original"](*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+
+def one_name_each(model: nn.Module) -> nn.Module:
+    """The model with every sub-module registered once. A buffer that is written under two names breaks PyTorch's
+    functionalisation."""
+    seen: set[nn.Module] = set()
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child is not None and child in seen:
+                module._modules[name] = _Alias(child)
+            elif child is not None:
+                seen.add(child)
+    return model
+
+
 def bare_twin(module: nn.Module, made: nn.Module) -> nn.Module:
     """``made`` with the parameters, buffers and sub-modules of ``module`` under the same names, and no code of theirs.
 

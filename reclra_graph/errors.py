@@ -72,6 +72,12 @@ CODES: dict[str, tuple[str, str]] = {
     "RG702": ("bad-saved-step", "Save the step again with `step.save(dir)`."),
     "RG703": ("missing-data", "Give --data a folder that holds the data set's official files."),
     "RG704": ("bad-data", "The file is damaged or is not what its name says; fetch it again."),
+    "RG801": (
+        "bad-zoo-list",
+        "Write one `source name` on a line; the sources are own, torchvision, timm, transformers.",
+    ),
+    "RG802": ("no-such-zoo-model", "Check the name, and the version of the library that is installed."),
+    "RG803": ("zoo-model-rejected", "Bring the model by a file of your own, with example inputs that it accepts."),
 }
 
 

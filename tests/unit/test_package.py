@@ -31,7 +31,8 @@ RANK = {
     "reference": 6,
     "passes": 7,
     "api": 8,
-    "cli": 9,
+    "bench": 9,
+    "cli": 10,
 }
 
 
