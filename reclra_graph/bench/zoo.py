@@ -25,6 +25,7 @@ from reclra_graph.errors import Problem
 Row: TypeAlias = dict[str, Any]
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy")
+WORKER = ("-m", "reclra_graph.bench.worker")
 _WATCH = 0.1  # seconds between two looks at the running processes
 
 
@@ -150,8 +151,8 @@ class _Worker:
         self.partial.unlink(missing_ok=True)
         self.started = time.monotonic()
         command = [
-            sys.executable, "-m", "reclra_graph.bench.worker", entry.source, entry.name, str(self.partial),
-            str(settings.seed), str(settings.threads),
+            sys.executable, *WORKER, entry.source, entry.name, str(self.partial), str(settings.seed),
+            str(settings.threads),
         ]  # fmt: skip
         root = Path(reclra_graph.__file__).resolve().parents[1]
         paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -126,8 +126,8 @@ def markdown(content: dict[str, Any]) -> str:
     parts.append("## Every model")
     parts.append(
         "Seconds to compile and their ratio to the seconds of `torch.export` with decompositions alone; parameters "
-        "updated of those that require grad; the largest relative difference of one step from the reference interpreter; the "
-        "loss before and after 20 steps on the one batch, with the learning rate."
+        "updated of those that require grad; the largest relative difference of one step from the reference "
+        "interpreter; the loss before and after 20 steps on the one batch, with the learning rate."
     )
     parts.append("\n".join(_table(content["models"])))
     return "\n\n".join(parts) + "\n"
