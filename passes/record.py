@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from reclra_graph.passes.mended import mended
 from reclra_graph.passes.opaque import Batch, OpaqueCall, watch, with_opaque
 from reclra_graph.passes.places import first_line, user_line
 from reclra_graph.passes.quiet import hushed
-from reclra_graph.passes.replay import replay
+from reclra_graph.passes.replay import NONE, replay
 from reclra_graph.passes.tape import Interrupted, Tape, clone, draws_aside, skeleton, tape
 from reclra_graph.passes.tape_findings import Finding, differences, reads
 from reclra_graph.passes.twin import twin, undisturbed
@@ -61,10 +61,16 @@ class _Taped:
 
 
 def record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], opaque: frozenset[str] = frozenset()
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    opaque: frozenset[str] = frozenset(),
+    decompositions: Mapping[Any, Callable[..., Any]] = NONE,
 ) -> Recorded:
     """The path that one batch takes through ``model`` in train mode, as a program with the batch's own shapes.
 
+    ``decompositions`` write out operators as others. (ExportedProgram.run_decompositions must not be called on the
+    result: it would trace the program again, and not find the sizes that only the data tell.)
     Sub-modules at the paths in ``opaque`` are one operator each. So become, innermost first, sub-modules that cannot be
     recorded, and those that turn data into constants. Raises ModelError RG202 where nothing is left to try, or where
     the program does not give what the model gives.
@@ -72,21 +78,23 @@ def record(
     try:
         with hushed(), mended(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _record(model, (args, dict(kwargs)), opaque)
+            return _record(model, (args, dict(kwargs)), opaque, decompositions)
     except Interrupted as error:
         cause = error.__cause__ or error
         text = f"recording raised {type(cause).__name__}: {first_line(cause)}"
         raise ModelError(Problem("RG202", text, user_line(cause) or type(model).__name__)) from cause
 
 
-def _record(model: nn.Module, batch: Batch, opaque: frozenset[str]) -> Recorded:
+def _record(
+    model: nn.Module, batch: Batch, opaque: frozenset[str], decompositions: Mapping[Any, Callable[..., Any]]
+) -> Recorded:
     best: _Taped | None = None
     while True:
         try:
             taped = _taped(model, batch, opaque)
             wider = _wider(taped.baked, opaque)
             if not wider:
-                return _recorded(model, batch, taped)
+                return _recorded(model, batch, taped, decompositions)
             best = taped
         except (Interrupted, ModelError) as error:
             wider = _wider((error.path,), opaque) if isinstance(error, Interrupted) else ""
@@ -94,7 +102,7 @@ def _record(model: nn.Module, batch: Batch, opaque: frozenset[str]) -> Recorded:
                 raise
         if not wider:  # what more there is to make opaque cannot be: the last tape stands, with its constants
             assert best is not None
-            return _recorded(model, batch, best)
+            return _recorded(model, batch, best, decompositions)
         opaque |= {wider}
 
 
@@ -134,7 +142,9 @@ def _taped_twice(model: nn.Module, batch: Batch, calls: Mapping[str, OpaqueCall]
     return _Taped(first, calls, None, ())
 
 
-def _recorded(model: nn.Module, batch: Batch, taped: _Taped) -> Recorded:
+def _recorded(
+    model: nn.Module, batch: Batch, taped: _Taped, decompositions: Mapping[Any, Callable[..., Any]]
+) -> Recorded:
     """The program of a tape, found to give what the model gives, with its notes."""
     with with_opaque(model, taped.calls), undisturbed():
         program = replay(model, taped.tape, *batch)
@@ -147,6 +157,9 @@ def _recorded(model: nn.Module, batch: Batch, taped: _Taped) -> Recorded:
         notes.append("what of the recorded path depends on the data is not known: forward() took no other batch")
     elif comparable and not taped.found and not _agrees(program, model, taped.calls, taped.other):
         notes.append("on another batch the recorded operators give other values than forward()")
+    if any(node.target in decompositions for node in taped.tape.graph.graph.nodes):
+        with with_opaque(model, taped.calls), undisturbed():
+            program = replay(model, taped.tape, *batch, decompositions)
     places = {(item.path, item.line) for item in taped.found}
     found = [*taped.found, *(item for item in reads(taped.tape) if (item.path, item.line) not in places)]
     return Recorded(program, (*notes, *(str(item) for item in dict.fromkeys(found))), taped.calls)

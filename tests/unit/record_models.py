@@ -117,15 +117,18 @@ class Answer:
 
 
 class Tagger(nn.Module):
-    """An LSTM that answers with a dataclass."""
+    """An LSTM that answers with a dataclass; with ``pick``, for the samples that have steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, pick: bool = False) -> None:
         super().__init__()
+        self.pick = pick
         self.lstm = nn.LSTM(6, 5, batch_first=True)
         self.head = nn.Linear(5, 3)
 
     def forward(self, x: Tensor, lengths: dict[str, Tensor]) -> Answer:
         steps = int(lengths["steps"].max())
+        if self.pick:
+            x = x[lengths["steps"].nonzero().flatten()]
         h, (last, _) = self.lstm(x[:, :steps])
         return Answer(self.head(h), (last, h))
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch._decomp import decomposition_table
 
 from reclra_graph.errors import ModelError
 from reclra_graph.passes.opaque import own_derivatives, watch, with_opaque
 from reclra_graph.passes.places import module_of, source_line
 from reclra_graph.passes.record import Recorded, play, record
+from reclra_graph.passes.tape import tensors_in
 from reclra_graph.passes.twin import twin
 from tests.unit import record_models as models
 
@@ -124,6 +126,20 @@ def test_tied_weights_keywords_and_modules_called_twice() -> None:
 def test_dataclass_outputs_and_lstm() -> None:
     recorded = recorded_exactly(models.Tagger(), torch.randn(3, 7, 6), {"steps": torch.tensor([4, 5, 2])})
     assert any(str(node.target) == "aten.lstm.input" for node in recorded.program.graph.nodes)
+
+
+def test_operators_can_be_written_out_beside_sizes_that_only_the_data_tell() -> None:
+    lstm = torch.ops.aten.lstm.input
+    model, args = models.Tagger(pick=True), (torch.randn(3, 7, 6), {"steps": torch.tensor([4, 5, 2])})
+    program = record(model, args, {}, decompositions={lstm: decomposition_table[lstm]}).program
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert "aten.lstm.input" not in targets
+    assert "aten.nonzero.default" in targets
+    sizes = [size for node in program.graph.nodes for item in tensors_in(node.meta.get("val")) for size in item.shape]
+    assert all(isinstance(size, int) for size in sizes)
+    state = {key: item.detach().clone() for key, item in model.named_parameters()}
+    results, _ = play(program, state, args, {})
+    torch.testing.assert_close(results[0], model(*args).logits)
 
 
 def test_nodes_say_where_they_come_from() -> None:
