@@ -101,4 +101,3 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
                     label = _SHORT.get(short(source.target), "part")
             names[name] = namer.new(f"{identifier(label + '_', 'v_').rstrip('_')}{region.id}")
     return names, namer
-

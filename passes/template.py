@@ -39,7 +39,8 @@ PLAN = {digest!r}
 SYNAPSES = {synapses}
 # Inputs: name -> (shape with B for the batch, dtype).
 INPUTS = {inputs}
-# Targets: label, where there are several -> (shape, dtype, number of classes (0: values, -1: probabilities), class index that is ignored).
+# Targets: label, where there are several -> (shape, dtype, number of classes, class index that is ignored);
+# in place of a number of classes, 0 means values and -1 probabilities.
 TARGETS = {targets}
 SMALLEST_BATCH = {smallest}
 LANES = {lanes}
@@ -140,16 +141,16 @@ def check(loss, *inputs):
 
 '''
 
-CHECK_CLASSES = '''    for label, (_, _, classes, ignored) in TARGETS.items():
+CHECK_CLASSES = """    for label, (_, _, classes, ignored) in TARGETS.items():
         if classes > 0 and targets[label].device.type == "cpu":
             counted = targets[label] if ignored is None else targets[label][targets[label] != ignored]
             low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
             if not 0 <= low <= high < classes:
                 raise ValueError(f"RG603 classes lie between {low} and {high}, not between 0 and {classes - 1}")
-'''
+"""
 
-CHECK_RANGE = '''    for label, (_, _, classes, _) in TARGETS.items():
+CHECK_RANGE = """    for label, (_, _, classes, _) in TARGETS.items():
         value = targets[label]
         if classes == -1 and value.device.type == "cpu" and not bool(((value >= 0) & (value <= 1)).all()):
             raise ValueError("RG603 targets of binary cross-entropy lie between 0 and 1")
-'''
+"""

@@ -145,8 +145,9 @@ def translate(
     modules = tuple((path, type(module).__name__) for path, module in model.named_modules() if path)
     unused = tuple(name for name, _, _ in found if name not in chosen)
     result = OperatorGraph(
-        type(model).__name__, frontend, batch, inputs, parameters, buffers, _with_parts(operators), outputs, modules, unused, notes
-    )
+        type(model).__name__, frontend, batch, inputs, parameters, buffers, _with_parts(operators), outputs, modules,
+        unused, notes,
+    )  # fmt: skip
     for item in outputs:
         if result.sample_shape(item.value) is None:
             cause = f"result {item.label!r} has the shape {result.types[item.value].shape}, in which there is no batch"
@@ -168,8 +169,8 @@ def chosen_outputs(found: Sequence[tuple[str, Tensor]], options: Options, place:
         raise ModelError(Problem("RG409", cause, place))
     wrong = [name for name in asked if name not in floating]
     if wrong or not floating:
-        cause = f"result {wrong[0]!r} is no floating-point tensor" if wrong else "forward() returns no floating-point tensor"
-        raise ModelError(Problem("RG203", cause, place))
+        what = f"result {wrong[0]!r} is" if wrong else "forward() returns"
+        raise ModelError(Problem("RG203", f"{what} no floating-point tensor", place))
     if asked:
         return tuple(name for name in labels if name in asked)
     return (next((name for name in ("logits", "out") if name in floating), floating[0]),)
