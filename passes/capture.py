@@ -11,10 +11,11 @@ never touched: a copy is traced, on the tensors among its arguments; all other a
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.options import Options
 from reclra_graph.passes.mended import mended
+from reclra_graph.passes.opaque import OpaqueCall, watch, with_opaque
 from reclra_graph.passes.places import first_line, user_line
 from reclra_graph.passes.quiet import hushed
 from reclra_graph.passes.record import record
@@ -46,6 +48,10 @@ class Traced:
 
     program: ExportedProgram
     notes: tuple[str, ...] = ()
+    opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
+    """How opaque sub-modules are called."""
+    frontend: str = ""
+    """The rung, where it is another than the one that was tried."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,9 @@ def capture(
                 continue
             notes = tuple(f"{rung} failed: {type(error).__name__}: {first_line(error)}" for rung, error in failures)
             notes += traced.notes
-            return translate(model, traced.program, name, call.paths, call.names, labels, options, notes)
+            frontend = traced.frontend or name
+            names = (call.paths, call.names, labels)
+            return translate(model, traced.program, frontend, *names, options, notes, traced.opaque)
         except Exception as error:  # whatever the tracer raises becomes one coded error below
             if isinstance(error, ModelError) and not set(error.codes) <= _ANOTHER_WAY:
                 raise
@@ -203,9 +211,22 @@ def _export_static(model: nn.Module, call: FlatCall) -> Traced:
 
 
 def _recorded(model: nn.Module, call: FlatCall) -> Traced:
-    """The one path that the example takes."""
+    """The one path that the example takes; where only some sub-modules are in the way of torch.export, its result with
+    these opaque."""
     found = record(model, call.args, call.kwargs)
-    return Traced(found.program.run_decompositions(_decompositions()), found.notes)
+    paths = frozenset(item.path for item in found.opaque.values())
+    notes = tuple(f"{path} cannot be captured: it is one opaque region" for path in sorted(paths))
+    if paths:
+        batches = [call.rebuilt(call.resized(size)) for size in (call.batch, call.batch + 1)]
+        for frontend, given in ((EXPORT, batches), (STATIC, batches[:1])):
+            with contextlib.suppress(Exception):  # then the recorded path stands
+                calls = watch(model, paths, given)
+                with with_opaque(model, calls) as copied:
+                    traced = (_export_free if frontend == EXPORT else _export_static)(copied, call)
+                if traced is not None:
+                    return replace(traced, notes=notes, opaque=calls, frontend=frontend)
+    program = found.program.run_decompositions(_decompositions())
+    return Traced(program, (*notes, *found.notes), found.opaque)
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

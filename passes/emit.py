@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import prod, sqrt
 
-from reclra_graph.ir.operators import Operator, OperatorGraph, Ref, TensorType
+from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
@@ -83,6 +83,8 @@ def _head(schedule: Schedule, stamp: str) -> str:
         template.CHECK_RANGE if "bce-with-logits" in kinds else ""
     )
     runtime = template.RUNTIME.replace("@check_range@", checks)
+    if any(operator.target == OPAQUE for operator in graph.operators):
+        runtime += template.OPAQUE
     runtime = runtime.replace("@seed@", str(plan.seed)).replace("@dtype@", dtype)
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
 
@@ -128,8 +130,10 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     arguments = ", ".join(names)
     writer = _Writer(schedule, start)
     writer.line("")
+    modules = ", M=None" if any(item.target == OPAQUE for item in plan.regions.graph.operators) else ""
     writer.line(
-        f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, optimise=sgd):"
+        f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, "
+        f"optimise=sgd{modules}):"
     )
     writer.depth = 1
     writer.line('"""One training step on a batch; changes P and E in place and returns the loss (a 0-dim tensor)."""')
@@ -276,6 +280,18 @@ class _Writer:
             assert isinstance(delta, Ref)
             written = [ast.Name(store.name[0], ast.Load()), ast.Constant(store.name[2:-1]), read(delta.name)]
             self.line(unparsed(call("optimise", [*written, ast.Name("lr", ast.Load())])))
+        elif item.function == "opaque":
+            path, given, pairs = item.args
+            assert isinstance(pairs, tuple)
+            named = {str(pair[0]): pair[1] for pair in pairs if isinstance(pair, tuple)}
+            keywords = ast.Dict([ast.Constant(key) for key in named], [argument(named[key], read) for key in named])
+            *parts, run = item.results
+            made = call("opaque", [_live(path), argument(given, read), keywords])
+            shown = ", ".join(part or "_" for part in parts)
+            self.line(f"[{shown}], {run} = {unparsed(made)}", _comment([kind for kind in item.types if kind]))
+        elif item.function == "opaque_vjp":
+            made = call("opaque_vjp", [_live(item.args[0]), *(argument(value, read) for value in item.args[1:])])
+            self.line(f"[{', '.join(result or '_' for result in item.results)}] = {unparsed(made)}")
         elif item.function.startswith("rules."):
             for target, expression in rule_lines(item, read, item.results[0]):
                 kind = item.types[0] if target == item.results[0] and item.types else None
@@ -292,6 +308,11 @@ class _Writer:
             if item.unpack and len(item.results) == 1:
                 results = f"({results},)"
             self.statement(results, written_call, _comment(kinds))
+
+
+def _live(path: Argument) -> ast.expr:
+    """The sub-module at a path."""
+    return ast.Subscript(ast.Name("M", ast.Load()), ast.Constant(str(path)), ast.Load())
 
 
 def _comment(kinds: list[TensorType]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.ir.operators import OperatorGraph, Ref
+from reclra_graph.ir.operators import OPAQUE, Operator, OperatorGraph, Ref, references
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.passes.derive import NoDerivative, derive
@@ -60,6 +60,9 @@ def local_derivatives(
             assert isinstance(index, int)
             at.setdefault(source.name, {}).setdefault(index, []).append(total(arrived[None]))
             continue
+        if operator.target == OPAQUE:
+            _opaque(operator, arrived, wanted, graph, calls, at, fresh, total)
+            continue
         try:
             errors = [(part, total(items)) for part, items in arrived.items()]
             made, found = derive(operator, graph, errors, wanted, fresh)
@@ -73,3 +76,29 @@ def local_derivatives(
     if problems:
         raise ModelError(problems)
     return calls, {key: total(at[value][None]) for value, key in keys.items() if value in at}
+
+
+def _opaque(
+    operator: Operator,
+    arrived: dict[int | None, list[str]],
+    wanted: tuple[str, ...],
+    graph: OperatorGraph,
+    calls: list[Call],
+    at: dict[str, dict[int | None, list[str]]],
+    fresh: Callable[[str], str],
+    total: Callable[[list[str]], str],
+) -> None:
+    """An opaque sub-module takes its own derivative, from its results to its arguments and parameters."""
+    path, args, kwargs, parameters = operator.args
+    sums = {part: Ref(total(items)) for part, items in arrived.items()}
+    errors = tuple(sums.get(part) for part in range(len(operator.types)))
+    inputs = references((args, kwargs))
+    keys = {item.name: item.key for item in graph.parameters}
+    held = references(parameters)
+    results = tuple(fresh("opaque") if name in wanted else "" for name in (*inputs, *held))
+    names = tuple(keys[name].removeprefix(f"{path}.") for name in held)
+    sent = (path, Ref(operator.name), errors, names)
+    calls.append(Call("opaque_vjp", sent, (), results, (None,) * len(results), True))
+    for name, result in zip((*inputs, *held), results, strict=True):
+        if result:
+            at.setdefault(name, {}).setdefault(None, []).append(result)

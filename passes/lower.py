@@ -15,7 +15,7 @@ from math import prod
 from typing import Any
 
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.ir.operators import Argument, Operator, OperatorGraph, Ref, TensorType, references
+from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph, Ref, TensorType, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Edge, WiringPlan
@@ -132,6 +132,11 @@ class _Lowering:
                 continue
             args, kwargs = self._renamed(operator.args), self._renamed(operator.kwargs)
             assert isinstance(args, tuple)
+            if operator.target == OPAQUE:
+                used = parts.get(name, {})
+                made = tuple(used.get(index, "") for index in range(len(operator.types)))
+                calls.append(Call("opaque", args[:3], (), (*made, self.names[name]), (*operator.types, None)))
+                continue
             if operator.types:
                 used = parts.get(name, {})
                 results = tuple(used.get(index, "") for index in range(len(operator.types)))

@@ -9,16 +9,16 @@ import builtins
 import keyword
 import re
 
-from reclra_graph.ir.operators import OperatorGraph
+from reclra_graph.ir.operators import OPAQUE, OperatorGraph
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.rules.operators import short
 from reclra_graph.verify.program import AUTOGRAD
 
 RESERVED = frozenset(
     {
-        "torch", "F", "P", "E", "C", "B", "lr", "beta", "gamma", "lanes", "here", "loss", "target", "optimise", "step",
-        "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib",
-        "PLAN", "SYNAPSES", "INPUTS", "LANES", "SMALLEST_BATCH", "Lanes",
+        "torch", "F", "P", "E", "C", "B", "M", "T", "lr", "beta", "gamma", "lanes", "here", "loss", "target",
+        "optimise", "step", "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib", "opaque",
+        "opaque_vjp", "PLAN", "SYNAPSES", "INPUTS", "TARGETS", "LANES", "SMALLEST_BATCH", "Lanes",
         "aten", "math", "operator", "constants", "record", "wait", "lane", "self", "print", "device",
     }
 )  # fmt: skip
@@ -86,6 +86,8 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
     for region in regions.regions:
         for name in region.operators:
             operator = graph.by_name[name]
+            if operator.target == OPAQUE:
+                names[name] = namer.new(f"run{region.id}")
             if name in names or operator.types:
                 continue
             if operator.target == "aten.sym_size.int" and operator.size == "B":

@@ -154,3 +154,32 @@ CHECK_RANGE = """    for label, (_, _, classes, _) in TARGETS.items():
         if classes == -1 and value.device.type == "cpu" and not bool(((value >= 0) & (value <= 1)).all()):
             raise ValueError("RG603 targets of binary cross-entropy lie between 0 and 1")
 """
+
+OPAQUE = '''
+def opaque(module, args, kwargs):
+    """Run a sub-module that could not be captured, as it is. Returns the tensors of its result, and the run itself.
+
+    The step takes these sub-modules as M, by their paths: `M=dict(model.named_modules())`."""
+    given = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
+    with torch.enable_grad():
+        inputs = [value.detach().requires_grad_(value.is_floating_point()) for value in given]
+        left = iter(inputs)
+        args, kwargs = torch.utils._pytree.tree_map(lambda v: next(left) if torch.is_tensor(v) else v, (args, kwargs))
+        results = [v for v in torch.utils._pytree.tree_leaves(module(*args, **kwargs)) if torch.is_tensor(v)]
+    return [value.detach() for value in results], (inputs, results)
+
+
+def opaque_vjp(module, run, errors, names):
+    """The only use of autograd: from a sub-module's results to its own inputs and parameters, and no further."""
+    inputs, results = run
+    ends = [(result, error) for result, error in zip(results, errors) if error is not None and result.requires_grad]
+    wanted = [*inputs, *(module.get_parameter(name) for name in names)]
+    moving = [value for value in wanted if value.requires_grad]
+    found = [None] * len(moving)
+    if ends and moving:
+        found = torch.autograd.grad([end for end, _ in ends], moving, [error for _, error in ends], allow_unused=True)
+    left = iter(found)
+    found = [next(left) if value.requires_grad else None for value in wanted]
+    return [torch.zeros_like(value) if error is None else error for value, error in zip(wanted, found)]
+
+'''

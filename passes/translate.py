@@ -7,8 +7,9 @@ After:   operators with shapes, module paths and source lines; parameters by the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import (
     BATCH,
+    OPAQUE,
     Argument,
     Buffer,
     DeviceArgument,
@@ -33,6 +35,7 @@ from reclra_graph.ir.operators import (
     TorchConstant,
 )
 from reclra_graph.options import Options
+from reclra_graph.passes.opaque import OpaqueCall
 from reclra_graph.passes.places import module_of, source_line
 
 # Results of tuple-valued operators that learning reads although the forward pass does not: a dropout's mask (errors
@@ -41,6 +44,9 @@ _ALSO_READ = {
     "aten.native_dropout.default": (1,),
     "aten._native_batch_norm_legit_functional.default": (1, 2),
 }
+
+
+_NONE: Mapping[str, OpaqueCall] = MappingProxyType({})
 
 
 class _Translator:
@@ -108,10 +114,12 @@ def translate(
     labels: Sequence[str],
     options: Options,
     notes: tuple[str, ...] = (),
+    opaque: Mapping[str, OpaqueCall] = _NONE,
 ) -> tuple[OperatorGraph, dict[str, Tensor]]:
     """The operator graph of a program of ``model``, and the constants it needs beside ``state_dict()``.
 
-    ``paths`` and ``names`` belong to its inputs in order, ``labels`` to its results.
+    ``paths`` and ``names`` belong to its inputs in order, ``labels`` to its results; ``opaque`` says how opaque
+    sub-modules are called.
     """
     signature = program.graph_signature
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
@@ -138,7 +146,7 @@ def translate(
     for node in program.graph.nodes:
         if node not in live or node.op not in ("call_function", "get_attr"):
             continue
-        operator = _operator(node, to_ir)
+        operator = _operator(node, to_ir, opaque)
         operators.append(
             replace(operator, args=_renamed(operator.args, aliases), kwargs=_renamed(operator.kwargs, aliases))
         )
@@ -237,11 +245,13 @@ def _held(
     return tuple(parameters), tuple(buffers), constants
 
 
-def _operator(node: torch.fx.Node, to_ir: _Translator) -> Operator:
+def _operator(node: torch.fx.Node, to_ir: _Translator, opaque: Mapping[str, OpaqueCall]) -> Operator:
     path, kind = module_of(node)
     line = source_line(node)
     place = line or path or node.name
     target = _target(node)
+    if target == OPAQUE:
+        return _opaque(node, to_ir, opaque[str(node.args[0])], line)
     if not target.startswith(("aten.", "operator.", "math.", "torch.sym_")):
         code = "RG205" if isinstance(node.target, torch._ops.OpOverload) else "RG204"
         to_ir.problems.append(Problem(code, f"operator {target} is not PyTorch's own", place))
@@ -261,6 +271,22 @@ def _operator(node: torch.fx.Node, to_ir: _Translator) -> Operator:
         line,
         to_ir.size(value, place) if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool) else None,
     )
+
+
+def _opaque(node: torch.fx.Node, to_ir: _Translator, call: OpaqueCall, line: str) -> Operator:
+    """The call of an opaque sub-module: (path, positional arguments, keyword arguments as pairs, parameters)."""
+    _, inputs, parameters = node.args
+    assert isinstance(inputs, (list, tuple))
+    args, kwargs = call.takes.fill(inputs)
+    place = line or call.path
+    given = (
+        call.path,
+        tuple(to_ir.argument(item, place) for item in args),
+        tuple((str(key), to_ir.argument(item, place)) for key, item in kwargs.items()),
+        to_ir.argument(parameters, place),
+    )
+    types = tuple(to_ir.tensor_type(item, place) for item in node.meta["val"])
+    return Operator(node.name, OPAQUE, given, (), None, types, call.path, "opaque", line)
 
 
 def _renamed(argument: Any, aliases: dict[str, str]) -> Any:

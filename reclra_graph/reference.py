@@ -11,9 +11,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
-from reclra_graph.ir.operators import Ref
+from reclra_graph.ir.operators import OPAQUE, Operator, Ref, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, Loss, WiringPlan
@@ -28,12 +30,14 @@ def reference_step(
     synapses: dict[str, Tensor],
     inputs: Sequence[Tensor],
     y: Tensor | Mapping[str, Tensor],
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> Tensor:
     """One training step with plain SGD: changes ``parameters`` (key → tensor, buffers and constants among them) and
     ``synapses`` (``"9->5"`` → tensor) in place; returns the loss, a 0-dim tensor. ``inputs`` are the graph's, in order;
-    ``y`` is the target, by the output's label where there are several."""
+    ``y`` is the target, by the output's label where there are several; ``modules`` holds the opaque sub-modules, with
+    parameters of their own that equal ``parameters``."""
     with torch.no_grad():
-        return _Step(plan, parameters, synapses, inputs, y).run()
+        return _Step(plan, parameters, synapses, inputs, y, modules or {}).run()
 
 
 class _Step:
@@ -44,7 +48,9 @@ class _Step:
         synapses: dict[str, Tensor],
         inputs: Sequence[Tensor],
         y: Tensor | Mapping[str, Tensor],
+        modules: Mapping[str, nn.Module],
     ) -> None:
+        self.modules = modules
         self.plan, self.parameters, self.synapses, self.y = plan, parameters, synapses, y
         self.graph, self.regions = plan.regions.graph, plan.regions.regions
         self.batch = next(
@@ -63,6 +69,9 @@ class _Step:
 
     def run(self) -> Tensor:
         for operator in self.graph.operators:
+            if operator.target == OPAQUE:
+                self.values[operator.name] = self._opaque(operator, self.values, {})
+                continue
             args = [resolve(item, self.values, self.device) for item in operator.args]
             kwargs = {key: resolve(item, self.values, self.device) for key, item in operator.kwargs}
             self.values[operator.name] = function(operator.target)(*args, **kwargs)
@@ -182,6 +191,9 @@ class _Step:
                 if not any(name in changed for name in operator.reads) or "bernoulli" in operator.target:
                     continue
                 changed.add(operator.name)
+                if operator.target == OPAQUE:
+                    values[operator.name] = self._opaque(operator, values, values)
+                    continue
                 args = [resolve(item, values, self.device) for item in operator.args]
                 kwargs = {key: resolve(item, values, self.device) for key, item in operator.kwargs}
                 if operator.target == "aten.native_dropout.default":  # the mask that was drawn stays
@@ -196,6 +208,17 @@ class _Step:
         return {
             key: delta / self.batch for key, delta in zip(moving.values(), pull(self.errors[region.id]), strict=True)
         }
+
+    def _opaque(self, operator: Operator, values: dict[str, Any], parameters: dict[str, Any]) -> list[Tensor]:
+        """The results of an opaque sub-module, with other values for its parameters where some are given."""
+        path, args, kwargs, held = operator.args
+        assert isinstance(path, str)
+        assert isinstance(kwargs, tuple)
+        keys = {item.name: item.key.removeprefix(f"{path}.") for item in self.graph.parameters}
+        given = {keys[name]: parameters[name] for name in references(held) if name in parameters}
+        named = {str(pair[0]): resolve(pair[1], values, self.device) for pair in kwargs if isinstance(pair, tuple)}
+        result = functional_call(self.modules[path], given, tuple(resolve(args, values, self.device)), named)
+        return [item for item in tree_leaves(result) if isinstance(item, Tensor)]
 
     def _call(self, call: Call, error: Tensor) -> Tensor:
         values = {**self.values, "_": error, "B": self.batch}

@@ -14,6 +14,10 @@ Dim: TypeAlias = int | str
 
 BATCH = "B"
 
+OPAQUE = "reclra.opaque.default"
+"""Target of an operator that is a whole sub-module, run as it is: its arguments are the sub-module's path, positional
+arguments, (keyword, argument) pairs, and its parameters."""
+
 
 @register
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reclra_graph.errors import CODES, ModelError, Problem, StepError
-from reclra_graph.ir.operators import Buffer, OperatorGraph
+from reclra_graph.ir.operators import OPAQUE, Buffer, OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import WiringPlan
@@ -126,7 +126,10 @@ class CompiledStep:
             raise StepError(Problem("RG602", f"the target is a {type(target).__name__}, not {wanted}", "step()"))
         goal = goal.detach() if isinstance(goal, Tensor) else {key: item.detach() for key, item in goal.items()}
         self._settle(given[0].device)
-        rates = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
+        rates: dict[str, Any] = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
+        opaque = [item.args[0] for item in self.plan.regions.graph.operators if item.target == OPAQUE]
+        if opaque:
+            rates["M"] = {str(path): self.model.get_submodule(str(path)).train() for path in opaque}
         try:
             loss: Tensor = self.module.step(
                 self.storage(),
