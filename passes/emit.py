@@ -140,7 +140,7 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     given = ", ".join(f"{name!r}: {name}" for name in names)
     led = [item.type.shape[:1] == (plan.regions.graph.batch,) for item in plan.regions.graph.inputs]
     first = names[led.index(True)]
-    writer.line(f"check_inputs({{{given}}}, target, {first}.shape[0])")
+    writer.line(f"check_inputs({{{given}}}, target, *{first}.shape[:1])")
     writer.line(f"B, device = {first}.shape[0], {first}.device")
     if len(schedule.lanes) > 1:
         writer.line("lanes = Lanes(device)")

@@ -116,8 +116,8 @@ def sgd(store, name, delta, lr):
     store[name].sub_(delta.to(store[name].device), alpha=lr)
 
 
-def check_inputs(inputs, target, size):
-    """Refuse inputs and targets that the step was not compiled for, before anything is computed."""
+def check_inputs(inputs, target, size=0):
+    """Refuse inputs and targets that the step was not compiled for, before anything is computed; size: of the batch."""
     targets = {"": target} if torch.is_tensor(target) else target
     given = {f"input {name}": (inputs[name], *wanted) for name, wanted in INPUTS.items()}
     given |= {f"the target {label}".strip(): (targets[label], *wanted[:2]) for label, wanted in TARGETS.items()}
