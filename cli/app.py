@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from reclra_graph.cli.bench import bench_app
 from reclra_graph.errors import Problem, ReclraError, UsageError
 from reclra_graph.options import LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
 
@@ -143,6 +144,7 @@ app = typer.Typer(
 )
 app.command("compile")(compile_command)
 app.command("explain")(explain_command)
+app.add_typer(bench_app, name="bench")
 
 compile_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 compile_app.command()(compile_command)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -31,6 +33,50 @@ def progress(hidden: bool = False) -> Iterator[Callable[[str], None]]:
         return
     with console.status("starting") as status:
         yield lambda text: status.update(Text(text))
+
+
+@contextmanager
+def counted(total: int) -> Iterator[Callable[[int, int, dict[str, Any] | None, Sequence[str]], None]]:
+    """A bar of models done, with a line for each that fails, on standard error; silent where there is no terminal."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield lambda done, total, row, names: None
+        return
+    columns = (
+        TextColumn("{task.completed}/{task.total}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total, now="")
+
+        def show(done: int, total: int, row: dict[str, Any] | None, names: Sequence[str]) -> None:
+            bar.update(task, completed=done, now=Text(", ".join(names)))
+            if row is not None and not row["passed"]:
+                first = row["failures"][0]
+                what = f"{row['source']} {row['name']}: {first['code']} {first['name']}: {first['cause']}"
+                bar.console.print(Text(what, style="red"))
+
+        yield show
+
+
+def note(text: str) -> None:
+    """A remark on standard error."""
+    _console(stderr=True).print(Text(text))
+
+
+def zoo(content: dict[str, Any], lines: Sequence[str], files: Sequence[Path]) -> None:
+    """The result of ``bench zoo`` on standard output: what fails, then the figures."""
+    console = _console()
+    for row in content["models"]:
+        for item in row["failures"][:1]:
+            text = f"{row['source']} {row['name']}: {item['code']} {item['name']} ({item['stage']}): {item['cause']}"
+            console.print(Text(text))
+    for line in lines:
+        console.print(Text(line))
+    for path in files:
+        console.print(Text(f"written: {path}"))
 
 
 def problems(found: Sequence[Problem]) -> None:

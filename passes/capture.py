@@ -157,10 +157,11 @@ def _run_once(model: nn.Module, call: FlatCall) -> tuple[str, ...]:
     labels of its results."""
     failure: Exception | None = None
     # Two samples are quicker where the batch is free; a model for one batch size wants the inputs as they are.
-    for batch in dict.fromkeys((min(2, call.batch), call.batch)):
+    for batch, grad in dict.fromkeys(((min(2, call.batch), False), (call.batch, False), (call.batch, True))):
         args, kwargs = call.rebuilt(call.resized(batch))
         try:
-            with hushed(), torch.no_grad(), undisturbed():
+            # With derivatives, at last, for a forward() that takes one itself.
+            with hushed(), torch.set_grad_enabled(grad), undisturbed():
                 result = twin(model)(*args, **kwargs)
             return tuple(label(path) for path, _ in tensors(result))
         except Exception as error:  # whatever user code raises becomes one coded error
@@ -213,7 +214,7 @@ def _export_static(model: nn.Module, call: FlatCall) -> Traced:
 def _recorded(model: nn.Module, call: FlatCall) -> Traced:
     """The one path that the example takes; where only some sub-modules are in the way of torch.export, its result with
     these opaque."""
-    found = record(model, call.args, call.kwargs)
+    found = record(model, call.args, call.kwargs, decompositions=_decompositions())
     paths = frozenset(item.path for item in found.opaque.values())
     notes = tuple(f"{path} cannot be captured: it is one opaque region" for path in sorted(paths))
     if paths:
@@ -225,8 +226,7 @@ def _recorded(model: nn.Module, call: FlatCall) -> Traced:
                     traced = (_export_free if frontend == EXPORT else _export_static)(copied, call)
                 if traced is not None:
                     return replace(traced, notes=notes, opaque=calls, frontend=frontend)
-    program = found.program.run_decompositions(_decompositions())
-    return Traced(program, (*notes, *found.notes), found.opaque)
+    return Traced(found.program, (*notes, *found.notes), found.opaque)
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

@@ -35,11 +35,15 @@ from reclra_graph.ir.operators import (
     TorchConstant,
 )
 from reclra_graph.ir.tasks import Call
+from reclra_graph.passes.mended import mended
 from reclra_graph.rules.operators import function
 
 # A prime that no layer's sizes have as a factor. PyTorch's composite formulas sometimes turn the batch's symbol into
 # this number; wherever it divides a number of the trace, the batch size is meant.
 _BATCH_HINT = 1_000_003
+
+
+_VIEWS = dict.fromkeys(("aten.view.default", "aten._unsafe_view.default"), "aten.reshape.default")
 
 
 class NoDerivative(Exception):
@@ -190,7 +194,8 @@ def _solved(problem: _Problem) -> tuple[tuple[Call, ...], tuple[tuple[int, str],
             pulled: tuple[Tensor, ...] = pull(errors)
             return pulled
 
-        traced = make_fx(backward, tracing_mode="symbolic")(fakes.counter, cotangents, *values)
+        with mended():
+            traced = make_fx(backward, tracing_mode="symbolic")(fakes.counter, cotangents, *values)
     except NoDerivative:
         raise
     except Exception as failure:  # the tracer and PyTorch's formulas raise errors of many kinds
@@ -260,9 +265,11 @@ def _calls(
                 calls.append(Call(_target(node), args, kwargs, results, kinds, True))
                 names.update({user: Ref(made[index]) for index, user in parts.items()})
             else:
-                name = fresh(label)
+                # The trace's tensors are contiguous; those of a step may be views, which not every view() fits.
+                target = _target(node) if _target(node) not in _VIEWS else "aten.reshape.default"
+                name = fresh("reshape" if target in _VIEWS.values() else label)
                 kind = _kind(value) if isinstance(value, Tensor) else None
-                calls.append(Call(_target(node), args, kwargs, (name,), (kind,)))
+                calls.append(Call(target, args, kwargs, (name,), (kind,)))
                 names[node] = Ref(name)
     raise NoDerivative(problem.target)
 

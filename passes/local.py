@@ -33,7 +33,7 @@ def local_derivatives(
     inside = set(region.operators) | set(graph.derived)
     members = [operator for operator in graph.operators if operator.name in inside]
     for operator in members:
-        if any(read in moving for read in operator.reads):
+        if operator.differentiable and any(read in moving for read in operator.reads):
             moving.add(operator.name)
     at: dict[str, dict[int | None, list[str]]] = {region.post: {None: [FRESH + error]}}
     calls: list[Call] = []

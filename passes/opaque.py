@@ -10,7 +10,8 @@ What the sub-module takes and returns besides tensors, and the sizes of its resu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,8 +20,12 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch._dispatch.python import no_python_dispatcher
+from torch.fx import _symbolic_trace
 
 from reclra_graph.errors import ModelError, Problem
+from reclra_graph.passes.patched import patched
+from reclra_graph.passes.tape import clone, followed
 from reclra_graph.passes.twin import bare_twin, twin, undisturbed
 
 Batch = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -81,17 +86,14 @@ def watch(model: nn.Module, paths: frozenset[str], batches: Sequence[Batch]) -> 
     With one batch all sizes are numbers; with several, of different sizes, those that follow the batch are found.
     Raises ModelError RG202 for a result that is neither tensor nor constant, or a size that follows no input.
     """
-    seen: dict[str, list[_Seen]] = {}
+    seen: dict[str, list[_Seen]] = {path: [] for path in outermost(paths)}
     for args, kwargs in batches:
         copied = twin(model)
-        hooks = [
-            copied.get_submodule(path).register_forward_hook(_watcher(seen.setdefault(path, [])), with_kwargs=True)
-            for path in outermost(paths)
-        ]
+        for path, ways in seen.items():
+            module = copied.get_submodule(path)
+            module.forward = _watched(module.forward, ways)
         with undisturbed(0), torch.no_grad():
-            copied(*pytree.tree_map(_cloned, args), **pytree.tree_map(_cloned, dict(kwargs)))
-        for hook in hooks:
-            hook.remove()
+            copied(*pytree.tree_map(clone, args), **pytree.tree_map(clone, dict(kwargs)))
     calls: dict[str, OpaqueCall] = {}
     for path, ways in seen.items():
         for number, way in enumerate(ways):
@@ -99,27 +101,47 @@ def watch(model: nn.Module, paths: frozenset[str], batches: Sequence[Batch]) -> 
     return calls
 
 
+def own_derivatives(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The sub-modules (by path) that run a torch.autograd.Function of the user's, with the names of these classes.
+
+    Tracing writes down what such a function computes, and loses the derivative that it defines itself (straight
+    through a step function, say). As an opaque sub-module it keeps it.
+    """
+    found: dict[str, dict[str, None]] = {}
+    apply = torch.autograd.Function.__dict__["apply"]
+    with followed(copied := twin(model)) as trail:
+
+        def applied(kind: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+            if not kind.__module__.startswith("torch.") and trail.stack:
+                found.setdefault(trail.stack[-1][0], {})[kind.__name__] = None
+            return apply.__get__(None, kind)(*args, **kwargs)
+
+        with patched(torch.autograd.Function, apply=classmethod(applied)), undisturbed(0):
+            copied(*pytree.tree_map(clone, args), **pytree.tree_map(clone, dict(kwargs)))
+    return {path: tuple(names) for path, names in found.items()}
+
+
 def outermost(paths: frozenset[str]) -> tuple[str, ...]:
     """The paths that lie in no other, sorted."""
     return tuple(sorted(path for path in paths if not any(path.startswith(f"{other}.") for other in paths)))
 
 
-def _cloned(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _watcher(ways: list[_Seen]) -> Any:
-    def watcher(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def _watched(forward: Callable[..., Any], ways: list[_Seen]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def watched(*args: Any, **kwargs: Any) -> Any:
         takes, given = Structure.of((args, kwargs))
+        shapes = [tensor.shape for tensor in given]
+        result = forward(*args, **kwargs)
         gives, results = Structure.of(result)
         way = next((way for way in ways if (way.takes, way.gives) == (takes, gives)), None)
         if way is None:
             way = _Seen(takes, [], gives, [])
             ways.append(way)
-        way.given.append([tensor.shape for tensor in given])
+        way.given.append(shapes)
         way.results.append(results)
+        return result
 
-    return watcher
+    return watched
 
 
 def _call(path: str, way: _Seen) -> OpaqueCall:
@@ -160,10 +182,18 @@ def _opaque(path: str, inputs: list[Tensor], parameters: list[Tensor]) -> list[T
     """Runs the sub-module itself. It holds its parameters; as arguments they say who depends on them."""
     call, module = _calls.get()[path]
     args, kwargs = call.takes.fill([item.detach().clone() for item in inputs])
-    with torch.no_grad():
+    with torch.no_grad(), _untraced():
         result = module(*args, **kwargs)
     # An operator's result may share no memory with what it was given.
     return [item.detach().clone() for item in Structure.of(result)[1]]
+
+
+@contextlib.contextmanager
+def _untraced() -> Iterator[None]:
+    """Inside, nothing shows that somebody is tracing."""
+    untold = patched(_symbolic_trace, _is_fx_tracing_flag=False)
+    with untold, torch._C.DisableTorchFunction(), no_python_dispatcher():
+        yield
 
 
 def _opaque_sizes(path: str, inputs: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
@@ -198,7 +228,7 @@ def with_opaque(model: nn.Module, calls: Mapping[str, OpaqueCall]) -> Iterator[n
         original = copied.get_submodule(path)
         own = {name: call for name, call in calls.items() if call.path == path}
         live |= {name: (call, original) for name, call in own.items()}
-        shells[original] = bare_twin(original, _shell(original, own))
+        shells[original] = _shell(original, own)
     for module in list(copied.modules()):
         for name, child in module._modules.items():
             if child in shells:
@@ -211,10 +241,11 @@ def with_opaque(model: nn.Module, calls: Mapping[str, OpaqueCall]) -> Iterator[n
 
 
 def _shell(original: nn.Module, calls: Mapping[str, OpaqueCall]) -> nn.Module:
-    """A module of the same class name and attributes, whose forward() is one operator."""
+    """A module of the same class name, parameters and attributes, whose forward() is one operator."""
+    behind: list[nn.Module] = []
 
     class Shell(nn.Module):
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def called(self, *args: Any, **kwargs: Any) -> Any:
             takes, tensors = Structure.of((args, kwargs))
             for name, call in calls.items():
                 if call.takes == takes:
@@ -223,12 +254,18 @@ def _shell(original: nn.Module, calls: Mapping[str, OpaqueCall]) -> nn.Module:
             path = next(iter(calls.values())).path
             raise ModelError(Problem("RG202", f"{path} is called in a way it was not called in before", path))
 
+        forward = called  # stack traces begin at functions called forward: this one has no place in them
+
         def __getattr__(self, name: str) -> Any:
             try:
                 return super().__getattr__(name)
             except AttributeError:
-                return getattr(original, name)
+                if not behind:
+                    raise
+                return getattr(behind[0], name)
 
     Shell.__module__, Shell.__qualname__ = type(original).__module__, type(original).__qualname__
     Shell.__name__ = type(original).__name__
-    return Shell()
+    shell = bare_twin(original, Shell())
+    behind.append(original)
+    return shell

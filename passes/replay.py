@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Set
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,8 +43,19 @@ _WRITTEN_OUT = {
 }
 
 
-def replay(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
-    """The tape as a functional program that takes the batch as forward() does.
+NONE: Mapping[Any, Callable[..., Any]] = MappingProxyType({})
+"""No operator is written out as others."""
+
+
+def replay(
+    model: nn.Module,
+    tape: Tape,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    decompositions: Mapping[Any, Callable[..., Any]] = NONE,
+) -> ExportedProgram:
+    """The tape as a functional program that takes the batch as forward() does, the operators in ``decompositions``
+    written out.
 
     Raises Interrupted where torch.export refuses an operator.
     """
@@ -63,7 +75,7 @@ def replay(model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: Mapping[
     Replay.forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     try:
         exported = torch.export.export(bare_twin(model, Replay()), args, dict(kwargs), strict=False)
-        program: ExportedProgram = exported.run_decompositions({})
+        program: ExportedProgram = exported.run_decompositions(dict(decompositions))
     except Exception as error:  # an operator that has no functional form
         raise Interrupted(module_of(player.last)[0] if player.last else "") from error
     _take_places(program, {node.name: node for node in held})

@@ -20,10 +20,13 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from reclra_graph.passes.patched import patched
 
 
 @dataclass(frozen=True)
@@ -74,24 +77,29 @@ def tape(copied: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], de
     def run(*_: Tensor) -> list[Tensor]:
         nonlocal outputs
         positional, named = pytree.tree_unflatten(leaves, form)
-        with fx_traceback.preserve_node_meta():
-            result = copied(*positional, **named)
-            # A buffer that forward() replaced, rather than changed in place, is changed in place at the end.
-            with torch.no_grad():
-                for module, buffers in before:
-                    for name, buffer in buffers.items():
-                        new = module._buffers[name]
-                        if buffer is not None and new is not None and new is not buffer:
-                            buffer.copy_(new.detach() if new.requires_grad else new)
+        result = copied(*positional, **named)
+        # A buffer that forward() replaced, rather than changed in place, is changed in place at the end.
+        with torch.no_grad():
+            for module, buffers in before:
+                for name, buffer in buffers.items():
+                    new = module._buffers[name]
+                    if buffer is not None and new is not None and new is not buffer:
+                        buffer.copy_(new.detach() if new.requires_grad else new)
         outputs, results = skeleton(result)
         return results
 
     tracer = make_fx(run, pre_dispatch=not deep, _error_on_data_dependent_ops=False, record_stack_traces=True)
-    with _followed(copied) as failed:
+    with (
+        # TorchScript runs other operators once it has optimised what it saw; what torch.compile made runs as it was.
+        torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
+        dynamo_config.patch(error_on_nested_fx_trace=False),
+        _python_decides(),
+        followed(copied) as trail,
+    ):
         try:
             graph = tracer(*state.values(), *tensors_in(leaves))
         except Exception as error:  # whatever user code and the tracer raise; the caller knows what to try next
-            raise Interrupted(failed[0] if failed else "") from error
+            raise Interrupted(trail.failed[0] if trail.failed else "") from error
     _tidy(graph)
     return Tape(graph, tuple(state), outputs, _unsized(graph))
 
@@ -126,36 +134,60 @@ def _skeleton(result: Any, tensors: list[Tensor]) -> Any:
     return result if isinstance(result, (bool, int, float, str)) else None
 
 
+@dataclass
+class Trail:
+    """Where a run is: the (path, class) of each module that it is in, and the modules that raised, innermost first."""
+
+    stack: list[tuple[str, str]]
+    failed: list[str]
+
+
 @contextlib.contextmanager
-def _followed(copied: nn.Module) -> Iterator[list[str]]:
-    """Nodes traced inside say which module made them; yields a list, then filled with the module that raised first."""
-    stack: list[tuple[str, str]] = []
-    failed: list[str] = []
+def followed(copied: nn.Module) -> Iterator[Trail]:
+    """Follow the runs of ``copied``, which is not used again: nodes traced inside say which module made them."""
+    trail = Trail([], [])
+
+    def say() -> None:
+        fx_traceback.current_meta["nn_module_stack"] = {str(place): item for place, item in enumerate(trail.stack)}
 
     def follow(path: str, kind: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
-        def followed(*args: Any, **kwargs: Any) -> Any:
-            stack.append((path, kind))
-            _say(stack)
+        def follows(*args: Any, **kwargs: Any) -> Any:
+            trail.stack.append((path, kind))
+            say()
             try:
                 return forward(*args, **kwargs)
             except Exception:
-                failed.append(path)
+                trail.failed.append(path)
                 raise
             finally:
-                stack.pop()
-                _say(stack)
+                trail.stack.pop()
+                say()
 
-        return followed
+        return follows
 
     for path, module in copied.named_modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         module.forward = follow(path, kind, module.forward)
-    yield failed
+    with fx_traceback.preserve_node_meta():
+        yield trail
 
 
-def _say(stack: list[tuple[str, str]]) -> None:
-    fx_traceback.current_meta["nn_module_stack"] = {str(place): item for place, item in enumerate(stack)}
+@contextlib.contextmanager
+def _python_decides() -> Iterator[None]:
+    """Inside, torch.cond and torch.while_loop are Python's own if and while: the tape holds one path."""
+
+    def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
+        return true_fn(*operands) if pred else false_fn(*operands)
+
+    def while_loop(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], carried_inputs: Any) -> Any:
+        while cond_fn(*carried_inputs):
+            carried_inputs = body_fn(*carried_inputs)
+        return carried_inputs
+
+    operators = torch._higher_order_ops
+    with patched(torch, cond=cond), patched(operators, cond=cond, while_loop=while_loop):
+        yield
 
 
 def _tidy(graph: GraphModule) -> None:

@@ -82,6 +82,10 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "RG802": ("no-such-zoo-model", "Check the name, and the version of the library that is installed."),
     "RG803": ("zoo-model-rejected", "Bring the model by a file of your own, with example inputs that it accepts."),
+    "RG804": ("zoo-time-limit", "Give the model more time with --timeout, or fewer neighbours with --jobs."),
+    "RG805": ("zoo-memory-limit", "Give the model more memory with --memory."),
+    "RG806": ("zoo-process-ended", "Run `python -m reclra_graph.bench.worker` on the model by itself; read its log."),
+    "RG807": ("zoo-check-failed", "This is a bug in reclra-graph; please report it with the model."),
 }
 
 

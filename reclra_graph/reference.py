@@ -204,9 +204,13 @@ class _Step:
             found: Tensor = values[region.post]
             return found
 
-        pull = torch.func.vjp(forward, *(self.values[name] for name in moving))[1]
+        with torch.enable_grad():
+            leaves = [self.values[name].detach().requires_grad_() for name in moving]
+            result = forward(*leaves)
+        found = torch.autograd.grad(result, leaves, self.errors[region.id], allow_unused=True)
         return {
-            key: delta / self.batch for key, delta in zip(moving.values(), pull(self.errors[region.id]), strict=True)
+            key: torch.zeros_like(leaf) if delta is None else delta / self.batch
+            for key, leaf, delta in zip(moving.values(), leaves, found, strict=True)
         }
 
     def _opaque(self, operator: Operator, values: dict[str, Any], parameters: dict[str, Any]) -> list[Tensor]:

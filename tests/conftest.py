@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+from reclra_graph.bench.loader import imported
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,14 +69,4 @@ def torchvision() -> ModuleType:
     """torchvision, also beside a CPU-only torch; the test is skipped where it is not installed (extra ``zoo``)."""
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed (extra `zoo`)")
-    if not torch.cuda.is_available():
-        # torchvision's binary links against CUDA; without it the operators below have no schema, and registering
-        # their fake kernels, which nothing guards, fails the import.
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for schema in (
-            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        ):
-            library.define(schema)
-        globals()["_keep"] = library  # the schemas vanish with the object
-    return importlib.import_module("torchvision")
+    return imported("torchvision")

@@ -1,4 +1,8 @@
-"""Lists of models: one ``source name`` on a line, ``#`` begins a comment."""
+"""Lists of models: one ``source name`` on a line, ``#`` begins a comment.
+
+Beside the libraries and our own models a source may be ``file``: the name is then a model file, as ``reclra compile``
+takes it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from pathlib import Path
 from reclra_graph.bench import open_models
 from reclra_graph.errors import Problem, UsageError
 
-SOURCES = ("own", "torchvision", "timm", "transformers")
+SOURCES = ("own", "torchvision", "timm", "transformers", "file")
 
 
 @dataclass(frozen=True, order=True)
@@ -28,7 +32,7 @@ def parse(text: str, place: str = "") -> tuple[Entry, ...]:
     entries: dict[Entry, None] = {}
     problems: list[Problem] = []
     for number, line in enumerate(text.splitlines(), 1):
-        words = line.partition("#")[0].split()
+        words = line.partition("#")[0].split(maxsplit=1)
         if not words:
             continue
         where = f"{place}:{number}" if place else f"line {number}"
@@ -37,7 +41,7 @@ def parse(text: str, place: str = "") -> tuple[Entry, ...]:
         elif words[0] not in SOURCES:
             problems.append(Problem("RG801", f"{words[0]!r} is none of {', '.join(SOURCES)}", where))
         else:
-            entries[Entry(words[0], words[1])] = None
+            entries[Entry(words[0], words[1].strip())] = None
     if not entries and not problems:
         problems.append(Problem("RG801", "the list names no model", place))
     if problems:

@@ -1,4 +1,4 @@
-"""Load any model of torchvision, timm or transformers, or one of our own, with random weights and inputs."""
+"""Load any model of torchvision, timm or transformers, one of our own, or a model file, with inputs and a target."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from reclra_graph.bench.model import Inputs, ZooModel, dry_run, objective
 from reclra_graph.errors import ModelError, Problem
+from reclra_graph.model_file import load_model
 
 BATCH = 2
 """Samples per batch: batch normalisation needs more than one."""
@@ -23,8 +24,8 @@ _HELD: list[Any] = []
 
 
 def load(source: str, name: str, seed: int = 0) -> ZooModel:
-    """The model ``name`` of ``source`` (own, torchvision, timm or transformers); weights, inputs and target are drawn
-    from ``seed``.
+    """The model ``name`` of ``source`` (own, torchvision, timm, transformers or file); weights, inputs and target are
+    drawn from ``seed``.
 
     Raises ModelError: RG802 where the library is not installed or has no such model, RG803 where no inputs were found
     that the model accepts.
@@ -36,6 +37,9 @@ def load(source: str, name: str, seed: int = 0) -> ZooModel:
             from reclra_graph.bench.own import build
 
             return build(name)
+        if source == "file":
+            loaded = load_model(name)
+            return finished(loaded.name, loaded.model, [loaded.example_inputs], True)
         library = imported(source)
         if source == "transformers":
             from reclra_graph.bench.hugging import load_transformers

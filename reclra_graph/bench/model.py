@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -20,7 +20,8 @@ Target: TypeAlias = "Tensor | dict[str, Tensor]"
 @dataclass(frozen=True)
 class ZooModel:
     """``inputs``: positional arguments as a tuple, or keyword arguments as a dict; ``loss`` and ``target`` as
-    ``rg.compile`` and the step take them. ``head``: the output is a prediction, so that the loss must fall."""
+    ``rg.compile`` and the step take them. ``head``: the output is a prediction, so that the loss must fall.
+    ``options``: more of ``rg.compile``'s options."""
 
     name: str
     model: nn.Module
@@ -28,6 +29,7 @@ class ZooModel:
     loss: Loss
     target: Target
     head: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def args(self) -> tuple[Any, ...]:

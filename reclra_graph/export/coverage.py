@@ -134,7 +134,7 @@ def _moved(graph: OperatorGraph, region: Region) -> set[str]:
     inside = set(region.operators) | set(graph.derived)
     names: list[str] = []
     for operator in graph.operators:
-        if operator.name in inside and any(read in moving for read in operator.reads):
+        if operator.name in inside and operator.differentiable and any(read in moving for read in operator.reads):
             moving.add(operator.name)
             names.append(operator.name)
     needed = {region.post}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from reclra_graph.ir.operators import Dim, Operator, OperatorGraph
 
 _FOLDS = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_copy", "view_copy"}
+# Where the dimension stands among the arguments of operators that pick, sort or shift along it.
+_ALONG = {"index_select": 1, "gather": 1, "sort": 1, "topk": 2, "flip": 1, "roll": 2, "take_along_dim": 2}
 _REDUCE = {"mean", "sum", "amax", "amin", "select", "unbind", "argmax", "squeeze", "std", "var", "prod", "logsumexp"}
 
 
@@ -55,11 +57,32 @@ def find_layouts(graph: OperatorGraph) -> dict[str, Layout]:
         while source.target == "operator.getitem" and source.reads[0] in graph.by_name:
             source = graph.by_name[source.reads[0]]
         given = [(found[name], graph.types[name].shape) for name in source.reads if name in found]
+        if _reorders(source, found):
+            continue
         layout = _symbolic if graph.batch == "B" else _numeric
         place = layout(source, operator.type.shape, given, graph)
         if place is not None:
             found[operator.name] = place
     return found
+
+
+def _reorders(operator: Operator, found: dict[str, Layout]) -> bool:
+    """Whether the operator may move samples to other places: it picks, sorts, shifts or flips along the batch."""
+    layout = found.get(operator.reads[0]) if operator.reads else None
+    if layout is None or not operator.target.startswith("aten."):
+        return False
+    name = operator.target.split(".")[1]
+    if name == "index":
+        picked = operator.args[1]
+        assert isinstance(picked, tuple)
+        return layout.dim < len(picked) and picked[layout.dim] is not None
+    if name not in _ALONG:
+        return False
+    place = _ALONG[name]
+    dims = operator.args[place] if place < len(operator.args) else dict(operator.kwargs).get("dim", -1)
+    several = dims if isinstance(dims, tuple) else (dims,)
+    # A dimension counted from the end is the batch's only in values of which the batch is the last.
+    return any(item == layout.dim for item in several) or (name == "roll" and several == ((),))
 
 
 def _factor(size: Dim) -> int | None:

@@ -102,6 +102,12 @@ class Operator:
         """Names of the values read, in order of first use."""
         return tuple(dict.fromkeys(references(self.args) + references(self.kwargs)))
 
+    @cached_property
+    def differentiable(self) -> bool:
+        """Whether the value can have a derivative: it holds floating-point or complex numbers."""
+        kinds = (self.type, *self.types)
+        return any(kind is not None and kind.dtype.startswith(("float", "bfloat", "complex")) for kind in kinds)
+
 
 @register
 @dataclass(frozen=True)

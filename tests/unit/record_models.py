@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_tracing
 
 
 class Depth(nn.Module):
@@ -114,14 +117,163 @@ class Answer:
 
 
 class Tagger(nn.Module):
-    """An LSTM that answers with a dataclass."""
+    """An LSTM that answers with a dataclass; with ``pick``, for the samples that have steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, pick: bool = False) -> None:
         super().__init__()
+        self.pick = pick
         self.lstm = nn.LSTM(6, 5, batch_first=True)
         self.head = nn.Linear(5, 3)
 
     def forward(self, x: Tensor, lengths: dict[str, Tensor]) -> Answer:
         steps = int(lengths["steps"].max())
+        if self.pick:
+            x = x[lengths["steps"].nonzero().flatten()]
         h, (last, _) = self.lstm(x[:, :steps])
         return Answer(self.head(h), (last, h))
+
+
+class Sine(torch.autograd.Function):
+    """w·sin(x), both ways in numpy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return torch.from_numpy(np.sin(x.detach().numpy()) * w.detach().numpy())
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return error * torch.cos(x) * w, (error * torch.sin(x)).sum(0)
+
+
+class NumpyLayer(nn.Module):
+    """Takes constants and a dict, returns a dict with a number in it; its operator is numpy's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(6))
+        self.width = 6
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor, power: int, *, extra: dict[str, Tensor | None]) -> dict[str, Any]:
+        scale = extra["scale"]
+        assert scale is not None
+        return {"y": Sine.apply(self.norm(x), self.w) ** power * scale, "mean": [x.mean()], "width": 6}
+
+
+class Untraceable(nn.Module):
+    """Refuses to run under a tracer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.drop = nn.Dropout(0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_fx_tracing():
+            raise RuntimeError("not while somebody is tracing")
+        return self.drop(torch.tanh(self.inner(x)))
+
+
+class Round(nn.Module):
+    """numpy in a sub-module of a module with numpy: both turn the batch into constants."""
+
+    def __init__(self, depth: int = 1) -> None:
+        super().__init__()
+        self.inner = Round(depth - 1) if depth else nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * torch.from_numpy(np.sign(x.detach().numpy()))
+
+
+class Around(nn.Module):
+    """An odd sub-module between ordinary layers."""
+
+    def __init__(self, odd: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.body = nn.Sequential()
+        self.body.odd = odd
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        if isinstance(self.body.odd, NumpyLayer) or hasattr(self.body.odd, "width"):
+            found = self.body.odd(x, 2, extra={"scale": x[0], "none": None})
+            return self.head(found["y"] + found["mean"][0] * found["width"])
+        return self.head(self.body.odd(self.body.odd(x)))
+
+
+class Energy(nn.Module):
+    """One step down an energy, whose derivative forward() takes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.energy = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        (slope,) = torch.autograd.grad(self.energy(torch.tanh(x)).sum(), x, create_graph=True)
+        return x - slope
+
+
+class BehindTheBack(nn.Module):
+    """numpy writes to a tensor's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x.detach().numpy()[:] += 1
+        return torch.tanh(x)
+
+
+class Mapped(nn.Module):
+    """vmap and a functional derivative inside of forward, and a branch that torch.cond takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.other = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cond(x.sum() > 1e9, self.layer, self.other, (x,))
+        y = torch.vmap(lambda row: self.layer(row).tanh())(x)
+        return y + torch.func.grad(lambda item: self.layer(item).sin().sum())(x)
+
+
+class OlderNorm(nn.Module):
+    """Weights that older hooks compute, which deepcopy refuses; casts; and the layer's own branch on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.layer = nn.utils.weight_norm(nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any():
+            x = x.nan_to_num()
+        x = self.layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = x.float() @ x.float().T
+        return x + y.mean().to(x.dtype)
+
+
+class Dropped(nn.Module):
+    """Layers that Python leaves out at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if torch.rand(()) < 0.5:
+                x = torch.tanh(layer(x))
+        return x

@@ -1,0 +1,179 @@
+"""The checks that a model of the zoo must pass; each returns what it found, with ``ok`` and, where not, the cause."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import reclra_graph as rg
+from reclra_graph.bench.compare import FAR, difference, furthest
+from reclra_graph.bench.model import ZooModel, call, labelled
+from reclra_graph.passes.quiet import hushed
+from reclra_graph.reference import reference_step
+from reclra_graph.runtime.compiled import CompiledStep
+
+STEPS = 20
+RATES = (0.1, 0.01, 0.001)
+"""Learning rates to try, each from the same start, until the loss has fallen."""
+
+EXACT, CLOSE = 1e-9, 1e-4
+"""Largest relative difference that counts as equal, in float64 and in float32."""
+
+
+def export_alone(zoo: ZooModel) -> str:
+    """``torch.export`` with a free batch, else as the example is, decomposed: what a compilation is compared with."""
+    failure: Exception | None = None
+    for free in (True, False):
+        twin = copy.deepcopy(zoo.model).train()
+        shapes: Any = pytree.tree_map(_free, zoo.args or zoo.kwargs) if free else None
+        try:
+            with hushed(), torch.random.fork_rng(devices=[]):
+                program = torch.export.export(twin, zoo.args, zoo.kwargs or None, dynamic_shapes=shapes, strict=False)
+                program.run_decompositions({})
+        except Exception as error:  # a model that cannot be exported has no time to compare with
+            failure = error
+            continue
+        return "free batch" if free else "fixed batch"
+    assert failure is not None
+    raise failure
+
+
+def _free(value: Any) -> Any:
+    return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+
+
+def compiled(zoo: ZooModel) -> CompiledStep:
+    """The step of a model in train mode."""
+    zoo.model.train()
+    compile_: Any = rg.compile
+    step: CompiledStep = compile_(zoo.model, zoo.inputs, loss=zoo.loss, lr=RATES[1], **zoo.options)
+    return step
+
+
+def accounted(model: nn.Module, step: CompiledStep) -> dict[str, Any]:
+    """Every parameter that requires grad is updated by a region, or is listed with the reason."""
+    regions = step.plan.regions
+    updated = {key for region in regions.regions for key in region.parameters}
+    frozen = dict(regions.frozen)
+    aliases = {key: item.key for item in regions.graph.parameters for key in item.tied}
+    wanted = [key for key, item in model.named_parameters() if item.requires_grad]
+    missing = [key for key in wanted if not {key, aliases.get(key, key)} & (updated | set(frozen))]
+    unexplained = [key for key, reason in frozen.items() if not reason]
+    reasons: dict[str, list[str]] = {}
+    for key, reason in frozen.items():
+        reasons.setdefault(reason, []).append(key)
+    found = {
+        "ok": not missing and not unexplained,
+        "all": len(wanted),
+        "updated": len(updated),
+        "frozen": {reason: {"count": len(keys), "first": keys[:3]} for reason, keys in reasons.items()},
+    }
+    if not found["ok"]:
+        lost = missing + unexplained
+        found["cause"] = f"{len(lost)} parameters are neither updated nor listed with a reason"
+        found["where"] = ", ".join(lost[:5])
+    return found
+
+
+def falls(zoo: ZooModel, step: CompiledStep, seed: int) -> dict[str, Any]:
+    """``STEPS`` steps on the one batch lower the loss, measured before and after under the same seed."""
+    held = {key: value.clone() for key, value in step.storage().items()}
+    synapses = {key: value.clone() for key, value in step.synapses.items()}
+    train: Any = step  # inputs and target in whatever nest the model takes them
+    before, found, times = math.nan, [], []
+    for lr in RATES:
+        for store, start in ((step.storage(), held), (step.synapses, synapses)):
+            for key, value in start.items():
+                store[key].copy_(value)
+        step.lr = lr
+        after, told_by = FAR, ""
+        try:
+            for number in range(STEPS + 1):
+                torch.manual_seed(seed + number % STEPS)  # the last measures under the masks of the first
+                started = time.perf_counter()
+                after = float(train(zoo.inputs, zoo.target))
+                times.append(time.perf_counter() - started)
+                if number == 0:
+                    before = after
+        except rg.StepError as error:
+            if "RG604" not in error.codes:
+                raise
+            after, told_by = FAR, "RG604"
+        found.append({"lr": lr, "after": after if math.isfinite(after) else None, "code": told_by})
+        if after < before:
+            break
+    moved = sum(not torch.equal(value, held[key]) for key, value in zoo.model.named_parameters() if key in held)
+    result = {
+        "ok": after < before,
+        "before": before if math.isfinite(before) else None,
+        "after": found[-1]["after"],
+        "lr": found[-1]["lr"],
+        "tried": found,
+        "moved": moved,
+        "step_seconds": round(statistics.median(times), 4) if times else None,
+    }
+    if not result["ok"]:
+        result["cause"] = f"{STEPS} steps did not lower the loss of {before:.6g} at any rate of {RATES}"
+    return result
+
+
+def evaluated(zoo: ZooModel, original: nn.Module, seed: int) -> dict[str, Any]:
+    """A fresh copy of the model with the trained state gives, in eval mode, what the trained model gives."""
+    fresh = copy.deepcopy(original)
+    fresh.load_state_dict(zoo.model.state_dict())
+    outputs = []
+    for model in (zoo.model, fresh):
+        model.eval()
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            outputs.append(dict(labelled(call(model, zoo.inputs))))
+    zoo.model.train()
+    worst, where = furthest(outputs[0], outputs[1])
+    return _compared(worst, where, 1e-6, "the trained model differs in eval mode from a copy with its state")
+
+
+def stepped(zoo: ZooModel, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(one step equals the reference interpreter's, its buffers are those that forward() leaves in train mode)."""
+    limit = EXACT if next(zoo.model.parameters()).dtype == torch.float64 else CLOSE
+    twin = copy.deepcopy(zoo.model).train()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        call(twin, zoo.inputs)
+    buffers = dict(twin.named_buffers())
+    del twin
+    step = compiled(zoo)
+    train: Any = step
+    reference: Any = reference_step
+    held = {key: value.clone() for key, value in step.storage().items()}
+    synapses = {key: value.clone() for key, value in step.synapses.items()}
+    torch.manual_seed(seed)
+    loss = train(zoo.inputs, zoo.target)
+    torch.manual_seed(seed)
+    wanted = reference(step.plan, held, synapses, reference_inputs(zoo), zoo.target)
+    worst, where = furthest(step.storage(), held)
+    gap, synapse = furthest(step.synapses, synapses)
+    if gap > worst:
+        worst, where = gap, f"E.{synapse}"
+    gap = difference(loss, wanted)
+    if gap > worst:
+        worst, where = gap, "loss"
+    equal = _compared(worst, where, limit, "one step differs from the reference interpreter's")
+    worst, where = furthest(dict(zoo.model.named_buffers()), buffers)
+    return equal, _compared(worst, where, limit, "a buffer differs from what forward() leaves in train mode")
+
+
+def reference_inputs(zoo: ZooModel) -> tuple[Tensor, ...]:
+    """The tensors among the inputs, in order, as the reference interpreter takes them."""
+    return tuple(item for item in pytree.tree_leaves(zoo.inputs) if isinstance(item, Tensor))
+
+
+def _compared(worst: float, where: str, limit: float, cause: str) -> dict[str, Any]:
+    found = {"ok": worst <= limit, "difference": worst if math.isfinite(worst) else None, "where": where}
+    return found if found["ok"] else {**found, "cause": f"{cause}: by {worst:.3g}"}

@@ -1,0 +1,52 @@
+"""One model in a process of its own: ``python -m reclra_graph.bench.worker SOURCE NAME ROW SEED THREADS``.
+
+The row is written after every stage, so that the process that started this one knows where it was when it had to be
+stopped. It ends by itself when its standard input does: when that other process is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str]) -> int:
+    """Measure one model and write its row."""
+    source, name, path, seed, threads = arguments
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")  # random weights: nothing to fetch
+    import torch
+
+    from reclra_graph.bench.measure import Measurement, Row
+    from reclra_graph.bench.record import write_json
+
+    torch.set_num_threads(int(threads))
+
+    def report(row: Row) -> None:
+        row["peak_memory_mib"] = _peak()
+        write_json(Path(path), row)
+
+    Measurement(source, name, int(seed), report).run()
+    return 0
+
+
+def _leave_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(3)
+
+
+def _peak() -> int | None:
+    """Largest memory in use so far, in MiB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    used: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used) // (1024 if sys.platform != "darwin" else 1 << 20)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
