@@ -50,7 +50,7 @@ def compile_command(
     norm: Annotated[int, typer.Option(help="p = q of the discrepancy: 1 or 2.")] = DEFAULT.norm,
     sign: Annotated[str, typer.Option(help=f"Sign of the synapses' update: {_one_of(SIGNS)}.")] = DEFAULT.sign,
     gain: Annotated[bool, typer.Option("--gain", help="Divide errors by beta before they are passed on.")] = False,
-    loss: Annotated[str, typer.Option(help=f"{_one_of(LOSSES)}.")] = DEFAULT.loss,
+    loss: Annotated[str, typer.Option(help=f"{_one_of(LOSSES)}.")] = "cross-entropy",
     optimizer: Annotated[str, typer.Option(help=f"{_one_of(OPTIMIZERS)}.")] = DEFAULT.optimizer,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULT.lr,
     update: Annotated[str, typer.Option(help=f"How regions learn: {_one_of(UPDATES)}.")] = DEFAULT.update,
@@ -123,12 +123,13 @@ def explain_command(model: Model, inputs: Inputs = None, as_json: Json = False) 
         phase("importing torch")
         from reclra_graph.model_file import neighbours
         from reclra_graph.passes.pipeline import explain_model
+        from reclra_graph.structure import called
 
         phase(f"reading {model}")
         with neighbours(model):
             loaded = _load(model, inputs or [], [], [])
             phase(f"reading the operators of {loaded.name}")
-            regions = explain_model(loaded.model, loaded.example_inputs)
+            regions = explain_model(loaded.model, *called(loaded.example_inputs))
         value = summary.explained(loaded.name, regions)
         return value, lambda: render.explained(value)
 

@@ -35,4 +35,5 @@ def find_blocks(graph: OperatorGraph) -> tuple[str, ...]:
 
 
 def block_of(module: str, blocks: tuple[str, ...]) -> str:
+    """The block that a module is or lies in, or ""."""
     return next((path for path in blocks if module == path or module.startswith(path + ".")), "")

@@ -56,8 +56,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class FlatCall:
-    """A call of forward() by the tensors among its arguments. ``several`` holds at least two samples of each, ``batched``
-    whether a tensor leads with the batch."""
+    """A call of forward() by the tensors among its arguments; ``batched`` says which of them lead with the batch."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -234,5 +233,5 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Recurrent layers are unrolled over time; everything else stays the operator it is."""
     from torch._decomp import decomposition_table
 
-    kinds = [getattr(getattr(torch.ops.aten, name), "input") for name in _UNROLLED]
+    kinds = [getattr(torch.ops.aten, name).input for name in _UNROLLED]
     return {kind: decomposition_table[kind] for kind in kinds}

@@ -38,8 +38,8 @@ from reclra_graph.ir.tasks import Call
 from reclra_graph.passes.mended import mended
 from reclra_graph.rules.operators import function
 
-# A prime that no layer's sizes have as a factor. PyTorch's composite formulas sometimes turn the batch's symbol into this
-# number; wherever it divides a number of the trace, the batch size is meant.
+# A prime that no layer's sizes have as a factor. PyTorch's composite formulas sometimes turn the batch's symbol into
+# this number; wherever it divides a number of the trace, the batch size is meant.
 _BATCH_HINT = 1_000_003
 
 

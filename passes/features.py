@@ -11,7 +11,9 @@ _FIRST = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "group_norm", "native_group_norm", "_native_batch_norm_legit_functional",
 }  # fmt: skip
-_LAST = {"linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "embedding", "layer_norm", "native_layer_norm", "rms_norm"}
+_LAST = {
+    "linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "embedding", "layer_norm", "native_layer_norm", "rms_norm",
+}  # fmt: skip
 _FOLDS = {"view", "reshape", "_unsafe_view", "flatten", "unflatten"}
 
 

@@ -133,8 +133,8 @@ def _number(graph: OperatorGraph, grown: list[Growing]) -> tuple[tuple[Region, .
     for operator in graph.operators:
         members.setdefault(owner[operator.name], []).append(operator.name)
     first = graph.inputs[0]
-    shape = graph.sample_shape(first.name) or ()
-    regions = [Region(0, "input", "input", tuple(members.get(0, ())), first.name, (), first.name, shape)]
+    given = graph.sample_shape(first.name) or ()
+    regions = [Region(0, "input", "input", tuple(members.get(0, ())), first.name, (), first.name, given)]
     for number, region in enumerate(grown, start=1):
         shape = graph.sample_shape(region.end)
         assert shape is not None, region
@@ -191,11 +191,7 @@ def _with_updates(graph: OperatorGraph, regions: tuple[Region, ...], outputs: tu
     flat: set[str] = set()
     done = tuple(_without_zeros(graph, region, flat) for region in done)
     used = {key for region in done for key in region.parameters}
-    frozen = [
-        (item.key, _why_frozen(graph, item, flat))
-        for item in graph.parameters
-        if item.key not in used
-    ]
+    frozen = [(item.key, _why_frozen(graph, item, flat)) for item in graph.parameters if item.key not in used]
     return RegionGraph(graph, done, outputs, tuple(frozen))
 
 

@@ -55,8 +55,8 @@ def compile(  # named as torch.compile is
 
     example_inputs: what forward() takes: a tensor; a tuple or list of positional arguments, each a tensor or a nest of
         dicts, tuples, lists and dataclasses with tensors in it; or a mapping of keyword arguments. Arguments without a
-        tensor are constants of the step. The batch is the first dimension of the first tensor; its size stays free where
-        the model allows it. example_kwargs: keyword arguments beside positional ones.
+        tensor are constants of the step. The batch is the first dimension of the first tensor; its size stays free
+        where the model allows it. example_kwargs: keyword arguments beside positional ones.
     gpus: lanes to schedule for. depth: longest error path in edges, or "auto". relays: regions (ids or module paths)
         that pass errors on. wiring: "auto", "flat", "chain", "blocks", or edges as "9->5" or (9, 5).
     rule: learning of the error synapses, "eq6" or "fixed". beta, gamma: β and γ of the rule. kappa: region id → κ_i.

@@ -31,13 +31,16 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "RG107": (
         "bad-example-inputs",
-        "Example inputs are a tuple of tensors, the first dimension of each being the batch.",
+        "Example inputs are what forward() takes, with at least one tensor whose first dimension is the batch.",
     ),
     "RG108": ("bad-input-shape", "Write a shape as numbers joined by x, e.g. `--input 64x1x28x28`."),
     "RG109": ("factory-failed", "Call the factory by itself and mend what it raises; it must return an nn.Module."),
     "RG201": ("inputs-rejected", "Call `model(*example_inputs)` by itself; it must run in train mode."),
     "RG202": ("capture-failed", "The line shown could not be traced; move data-dependent Python out of forward()."),
-    "RG203": ("unsupported-output", "Return one tensor whose first dimension is the batch."),
+    "RG203": (
+        "unsupported-output",
+        "Return a floating-point tensor in which each sample of the batch has its own part.",
+    ),
     "RG204": ("unsupported-value", "Only tensors and numbers can travel through a compiled step."),
     "RG205": ("custom-operator", "Only PyTorch's own operators run in a file that imports torch alone."),
     "RG301": ("no-parameters", "There is nothing to train: give a model with parameters."),
@@ -59,6 +62,7 @@ CODES: dict[str, tuple[str, str]] = {
     "RG406": ("bad-target", "Give targets as the loss expects them."),
     "RG407": ("dead-region", "Give the region an incoming error edge, so that it is reached from the output."),
     "RG408": ("error-cycle", "Error edges must form no cycle: an error never returns to its source."),
+    "RG409": ("unknown-output", "Use one of the labels that the cause lists, in `output` or in `loss`."),
     "RG501": (
         "invariant-broken",
         "This is a bug in reclra-graph (or an edited file); please report it with the model.",

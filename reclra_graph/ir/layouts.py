@@ -33,7 +33,7 @@ class Layout:
     @property
     def plain(self) -> bool:
         """Whether the batch is the whole first dimension."""
-        return self == Layout()
+        return self == BATCH_FIRST
 
     def sample(self, shape: tuple[Dim, ...]) -> tuple[int, ...]:
         """Sizes of one sample: all but the batch, in order."""
@@ -41,12 +41,15 @@ class Layout:
         return tuple(int(size) for size in (*shape[: self.dim], *inner, *shape[self.dim + 1 :]))
 
 
+BATCH_FIRST = Layout()
+
+
 def find_layouts(graph: OperatorGraph) -> dict[str, Layout]:
     """The layout of every value in which the batch can be told apart."""
     found: dict[str, Layout] = {}
     for item in graph.inputs:
         if item.type.shape and item.type.shape[0] == graph.batch:
-            found[item.name] = Layout()
+            found[item.name] = BATCH_FIRST
     for operator in graph.operators:
         if operator.type is None or operator.name in graph.without_data:
             continue
@@ -133,7 +136,7 @@ def _numeric(
         return None
     dims = operator.args[1] if len(operator.args) > 1 else None
     if name in _FOLDS:
-        return Layout() if shape[:1] == source[:1] else None
+        return BATCH_FIRST if shape[:1] == source[:1] else None
     if name in ("permute", "transpose", "t"):
         if name == "permute":
             assert isinstance(dims, tuple)

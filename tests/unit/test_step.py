@@ -164,7 +164,7 @@ REFUSED_STEPS: dict[str, tuple[Callable[[], CompiledStep], Any, Any, str]] = {
 def test_steps_that_are_refused_change_nothing(name: str) -> None:
     make, inputs, target, code = REFUSED_STEPS[name]
     step = fresh(make())
-    step(GOOD[0], GOOD[1] if step.plan.rates.loss == "cross-entropy" else VALUES)
+    step(GOOD[0], GOOD[1] if step.plan.losses[0].classes else VALUES)
     before = snapshot(step)
     error = refused(rg.StepError, lambda: step(inputs, target), code)
     assert isinstance(error, ValueError)
@@ -173,7 +173,7 @@ def test_steps_that_are_refused_change_nothing(name: str) -> None:
     refused(rg.StepError, lambda: rg.assign_grads(step, inputs, target), code)
     assert changed(step, before) == set()
     assert all(parameter.grad is None for parameter in step.model.parameters())
-    step(GOOD[0], GOOD[1] if step.plan.rates.loss == "cross-entropy" else VALUES)
+    step(GOOD[0], GOOD[1] if step.plan.losses[0].classes else VALUES)
     assert len(changed(step, before)) > 2
 
 
