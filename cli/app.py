@@ -20,8 +20,14 @@ from reclra_graph.options import LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDAT
 if TYPE_CHECKING:
     from reclra_graph.model_file import LoadedModel
 
-MODEL_HELP = "A Python file that offers `model` or `build_model()`, and `example_inputs`; or package.module:factory."
-INPUT_HELP = "Shape of an example input, such as 64x1x28x28 or 64x128:int64; once for each input of the model."
+MODEL_HELP = (
+    "A Python file that offers `model` or `build_model()`, and `example_inputs`; package.module:factory; "
+    "a program that torch.export.save wrote (.pt2); or an ONNX file (.onnx)."
+)
+INPUT_HELP = (
+    "Shape of an example input, such as 64x1x28x28 or 64x128:int64, by keyword as ids=64x128:int64; "
+    "once for each input of the model."
+)
 DEFAULT = Options()
 
 
@@ -98,6 +104,7 @@ def compile_command(
             step = api.compile(
                 loaded.model,
                 loaded.example_inputs,
+                **_keywords(loaded),
                 progress=lambda name: phase(f"compiling {loaded.name}: {name}"),
                 **options,
             )
@@ -127,7 +134,7 @@ def explain_command(model: Model, inputs: Inputs = None, as_json: Json = False) 
         with neighbours(model):
             loaded = _load(model, inputs or [], [], [])
             phase(f"reading the operators of {loaded.name}")
-            regions = explain_model(loaded.model, loaded.example_inputs)
+            regions = explain_model(loaded.model, loaded.example_inputs, **_keywords(loaded))
         value = summary.explained(loaded.name, regions)
         return value, lambda: render.explained(value)
 
@@ -215,6 +222,10 @@ def _load(model: str, inputs: Sequence[str], usage: list[Problem], other: list[P
     if other or loaded is None:
         raise ModelError(other)
     return loaded
+
+
+def _keywords(loaded: LoadedModel) -> dict[str, Any]:
+    return {"example_kwargs": loaded.example_kwargs} if loaded.example_kwargs else {}
 
 
 def _parts(text: str) -> list[str]:

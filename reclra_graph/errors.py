@@ -19,22 +19,33 @@ CODES: dict[str, tuple[str, str]] = {
     # code: (name, remedy)
     "RG101": (
         "file-not-found",
-        "Check the path; a model file is a Python file that offers `model` or `build_model()`.",
+        "Check the path; a model is a .py, .pt2 or .onnx file, or `package.module:factory`.",
     ),
-    "RG102": ("not-python", "Give a .py file that Python can parse, or `package.module:factory`."),
+    "RG102": (
+        "not-python",
+        "Give a .py file that Python can parse, a .pt2 or .onnx file, or `package.module:factory`.",
+    ),
     "RG103": ("import-failed", "Run the file by itself with `python FILE` and mend what it raises."),
     "RG104": ("no-model", "Define `model = ...` (an nn.Module) or `def build_model()` at the top level of the file."),
     "RG105": ("several-models", "Name one of them `model`, or offer a `build_model()`."),
     "RG106": (
         "no-example-inputs",
-        "Define `example_inputs = (tensor, ...)` in the file, or pass `--input 64x1x28x28`.",
+        "Define `example_inputs = (tensor, ...)` in the file, or pass `--input 64x1x28x28` for each input.",
     ),
     "RG107": (
         "bad-example-inputs",
-        "Example inputs are a tuple of tensors, the first dimension of each being the batch.",
+        "Example inputs are the arguments of one call: tensors, constants, and lists, tuples or dicts of these.",
     ),
     "RG108": ("bad-input-shape", "Write a shape as numbers joined by x, e.g. `--input 64x1x28x28`."),
     "RG109": ("factory-failed", "Call the factory by itself and mend what it raises; it must return an nn.Module."),
+    "RG110": ("bad-saved-program", "Save the program again with torch.export.save, by this version of PyTorch."),
+    "RG111": (
+        "unsafe-content",
+        "Save the model with torch.export.save, tensors and plain arguments only; what runs code is never opened.",
+    ),
+    "RG112": ("bad-onnx", "Give a whole ONNX model that onnx.checker accepts."),
+    "RG113": ("onnx-data-missing", "Copy the files that the ONNX model keeps its tensors in beside it."),
+    "RG114": ("onnx-unsupported", "Export the model with other operators, or build it in a .py file."),
     "RG201": ("inputs-rejected", "Call `model(*example_inputs)` by itself; it must run in train mode."),
     "RG202": ("capture-failed", "The line shown could not be traced; move data-dependent Python out of forward()."),
     "RG203": ("unsupported-output", "Return one tensor whose first dimension is the batch."),
