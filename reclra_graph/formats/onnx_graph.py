@@ -105,7 +105,7 @@ class _Builder:
         self.graph = fx.Graph()
         self.holder = nn.Module()
         self.weights = {item.name: item for item in graph.initializer}
-        self.trains, self.fixed = _roles(graph)
+        self.trains, self.sizes = _roles(graph)
         self.values: dict[str, Any] = {}
         self.kinds = _kinds(graph)
 
@@ -141,7 +141,7 @@ class _Builder:
         return self.values[name]
 
     def _constant(self, array: np.ndarray[Any, Any], name: str, trains: bool) -> Any:
-        plain = array.ndim == 0 or (array.ndim == 1 and (array.dtype.kind in "iub" or name in self.fixed))
+        plain = array.ndim == 0 or (array.ndim == 1 and (array.dtype.kind in "iub" or name in self.sizes))
         if plain and array.size <= LARGEST_KNOWN and array.dtype.kind in "iubf":
             return known(array.tolist())
         value = _torch(array)
@@ -209,10 +209,11 @@ def _constant_value(attributes: Mapping[str, Any]) -> np.ndarray[Any, Any]:
 
 
 def _roles(graph: GraphProto) -> tuple[set[str], set[str]]:
-    """(names of the weights that train, names of the values that an operator takes for constants)."""
+    """(names of the weights that train, names of the values whose numbers an operator must know)."""
     table = all_operators()
     alias = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
     fixed: set[str] = set()
+    sizes: set[str] = set()
     for node in graph.node:
         entry = table.get(node.op_type)
         for index, name in enumerate(node.input):
@@ -220,12 +221,14 @@ def _roles(graph: GraphProto) -> tuple[set[str], set[str]]:
                 name = alias[name]
             if index in (entry.constants if entry is not None else STATES):
                 fixed.add(name)
+            if entry is not None and index in entry.sizes:
+                sizes.add(name)
     trained = {
         item.name
         for item in graph.initializer
         if item.name not in fixed and item.dims and math.prod(item.dims) and _finite_floats(item)
     }
-    return trained, fixed
+    return trained, sizes
 
 
 def _finite_floats(item: TensorProto) -> bool:

@@ -89,7 +89,7 @@ def _unreadable(path: Path, error: Exception) -> Problem:
 def _record_names(place: str) -> list[str]:
     try:
         names: list[str] = torch._C.PyTorchFileReader(place).get_all_records()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # damaged as a whole, or in a name
         return []
     return names
 

@@ -30,11 +30,13 @@ class OnnxOperator:
 
     refuses: from the attributes and the numbers of inputs and of outputs used, why this use cannot be read; "" where it
     can.
-    constants: positions of inputs that are numbers by the operator's definition, and never train.
+    constants: positions of inputs that are constants by the operator's definition, and never train. sizes: those among
+    them whose numbers must be known, though they are no whole numbers.
     """
 
     function: Callable[..., Any]
     constants: tuple[int, ...]
+    sizes: tuple[int, ...]
     refuses: Callable[[dict[str, Any], int, int], str]
 
     @property
@@ -52,6 +54,7 @@ Function = Callable[..., Any]
 def operator(
     name: str,
     constants: tuple[int, ...] = (),
+    sizes: tuple[int, ...] = (),
     outputs: int = 1,
     refuses: Callable[[dict[str, Any]], str] = lambda attributes: "",
 ) -> Callable[[Function], Function]:
@@ -72,7 +75,7 @@ def operator(
                 return f"its output {used} is used"
             return refuses(attributes)
 
-        TABLE[name] = OnnxOperator(function, constants, check)
+        TABLE[name] = OnnxOperator(function, constants, sizes, check)
         return function
 
     return enter

@@ -191,7 +191,7 @@ _ROUND: dict[str, Callable[[float], int]] = {
 }
 
 
-@operator("Resize", constants=(1, 2, 3), refuses=_resize_refuses)
+@operator("Resize", constants=(1, 2, 3), sizes=(2,), refuses=_resize_refuses)
 def _resize(
     x: Tensor, roi: Value | None = None, scales: Value | None = None, sizes: Value | None = None, *,
     mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel",
