@@ -115,18 +115,8 @@ def _rms_norm(x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5
 
 @operator("GroupNormalization")
 def _group_norm(
-    x: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    *,
-    num_groups: int,
-    epsilon: float = 1e-5,
-    stash_type: int = 1,
-    opset: int = 21,
+    x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Tensor:
-    if opset < 21:  # one scale per group, then
-        each = x.shape[1] // num_groups
-        scale, bias = scale.repeat_interleave(each), bias.repeat_interleave(each)
     return F.group_norm(x, num_groups, scale, bias, epsilon)
 
 
