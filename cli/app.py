@@ -167,7 +167,8 @@ def run(typer_app: typer.Typer, name: str) -> NoReturn:
         message: Callable[[], str] | None = getattr(error, "format_message", None)
         if message is None:
             raise
-        _print_json(_failure(2, [{"code": "", "name": "usage", "cause": message(), "place": "", "remedy": ""}]))
+        usage = {"code": "", "name": "usage", "cause": message(), "place": "", "remedy": "", "page": ""}
+        _print_json(_failure(2, [usage]))
         raise SystemExit(2) from None
     raise SystemExit(status if isinstance(status, int) else 0)
 
@@ -246,6 +247,7 @@ def _problem(problem: Problem) -> dict[str, str]:
         "cause": problem.cause,
         "place": problem.place,
         "remedy": problem.advice,
+        "page": problem.page,
     }
 
 

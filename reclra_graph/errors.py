@@ -7,7 +7,7 @@
         ├── VerificationError       a verifier found a broken invariant (a bug here, or an edited plan)
         └── StepError               a training step refused its input, or met a loss that is not finite
 
-A code never changes its meaning. ``docs/errors.md`` has a paragraph for each; a test compares the two.
+A code never changes its meaning. ``docs/errors/`` has a page for each; tests compare the two, and run the examples.
 """
 
 from __future__ import annotations
@@ -115,9 +115,14 @@ class Problem:
         """The remedy given, or else the code's own."""
         return self.remedy or CODES[self.code][1]
 
+    @property
+    def page(self) -> str:
+        """The page of the documentation that explains the code."""
+        return f"docs/errors/{self.code}.md"
+
     def __str__(self) -> str:
         where = f"\n    at: {self.place}" if self.place else ""
-        return f"{self.code} {self.name}: {self.cause}{where}\n    do: {self.advice}"
+        return f"{self.code} {self.name}: {self.cause}{where}\n    do: {self.advice}\n    see: {self.page}"
 
 
 class ReclraError(Exception):

@@ -16,8 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
+from reclra_graph.check_model import check_model, plain_model
 from reclra_graph.errors import ModelError, Problem, UsageError
 from reclra_graph.example_inputs import NamedInput, make_input
 from reclra_graph.formats.found import Failure, Found, present
@@ -54,8 +56,8 @@ def load_model(argument: str, inputs: Sequence[str] = ()) -> LoadedModel:
     ``"ids=64x128:int64"``; where given, they stand in for the file's own examples: random numbers for floats, zeros for
     whole numbers.
 
-    Raises UsageError where a shape in ``inputs`` is not one (RG108), ModelError for all else (RG101 to RG114); either
-    way with every problem found.
+    Raises UsageError where a shape in ``inputs`` is not one (RG108), ModelError for all else (RG101 to RG126, RG205);
+    either way with every problem found.
     """
     made = [make_input(text) for text in inputs]
     usage = [item for item in made if isinstance(item, Problem)]
@@ -63,26 +65,36 @@ def load_model(argument: str, inputs: Sequence[str] = ()) -> LoadedModel:
     names = [item.name for item in given if item.name]
     for name in sorted({name for name in names if names.count(name) > 1}):
         usage.append(Problem("RG108", f"{name} is given {names.count(name)} times", f"--input {name}=..."))
-    found: Found | None = None
+    loaded: LoadedModel | None = None
     problems: list[Problem] = []
     with neighbours(argument):
         try:
             found = _reader(argument)()
-            problems += found.problems
         except Failure as failure:
             problems += failure.problems
+        else:
+            problems += found.problems
+            loaded = _loaded(_name(argument), found, given)
     if inputs:
         problems = [item for item in problems if item.code not in ("RG106", "RG107")]
+    if loaded is not None:
+        problems += check_model(loaded.model, loaded.example_inputs, loaded.example_kwargs)
     if usage:
         raise UsageError(usage + problems)
-    if problems or found is None:
+    if problems or loaded is None:
         raise ModelError(problems)
-    if not inputs:
-        return LoadedModel(_name(argument), found.model, found.args, found.kwargs)
-    positional = tuple(item.tensor for item in given if not item.name)
-    return LoadedModel(
-        _name(argument), found.model, positional, {item.name: item.tensor for item in given if item.name}
-    )
+    return loaded
+
+
+def _loaded(name: str, found: Found, given: Sequence[NamedInput]) -> LoadedModel:
+    """The model with its own examples, or with those that were asked for, on the model's device."""
+    model = plain_model(found.model)
+    if not given:
+        return LoadedModel(name, model, found.args, found.kwargs)
+    device = next((item.device for item in model.parameters() if not item.is_meta), torch.device("cpu"))
+    made = [(item.name, item.tensor.to(device)) for item in given]
+    positional = tuple(tensor for key, tensor in made if not key)
+    return LoadedModel(name, model, positional, {key: tensor for key, tensor in made if key})
 
 
 def _reader(argument: str) -> Callable[[], Found]:

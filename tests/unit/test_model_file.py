@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -339,3 +340,17 @@ def test_everything_independent_is_found_at_once(tmp_path: Path) -> None:
     both = refused(write(tmp_path, "x = 1\n"), "64by28", "0")
     assert both.codes == ("RG108", "RG108", "RG104")
     assert refused(str(tmp_path / "missing.py"), "64by28").codes == ("RG108", "RG101")
+
+
+def test_models_that_cannot_train_are_found_with_the_rest(tmp_path: Path) -> None:
+    text = textwrap.dedent(GOOD) + "model[0].double()\nmodel[2].to('meta')\nexample_inputs = 'x'\n"
+    assert refused(write(tmp_path, text)).codes == ("RG107", "RG122", "RG121")
+    assert refused(write(tmp_path, text), "5x4").codes == ("RG122", "RG121")
+    assert refused(write(tmp_path, text), "5by4").codes == ("RG108", "RG122", "RG121")
+
+
+def test_a_compiled_model_is_the_model_itself(tmp_path: Path) -> None:
+    text = textwrap.dedent(GOOD) + "model = torch.compile(model, backend='eager')\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert isinstance(load_model(write(tmp_path, text)).model, nn.Sequential)
