@@ -36,8 +36,8 @@ _ALWAYS_POINTWISE = {
 }
 
 
-# A plan says nothing of strides, which differ from batch to batch (channels_last images, an error computed elsewhere): what
-# was a view of the example's values may need a copy of others.
+# A plan says nothing of strides, which differ from batch to batch (channels_last images, an error computed elsewhere):
+# what was a view of the example's values may need a copy of others.
 STRIDE_BOUND = ("aten.view.default", "aten._unsafe_view.default")
 
 
