@@ -131,6 +131,10 @@ def explained(value: dict[str, Any]) -> None:
     """The result of ``explain`` (``summary.explained``) on standard output."""
     console = _console()
     console.print(Text.assemble((value["name"], "bold"), f"  frontend {value['frontend']}"))
+    for note in value["notes"]:
+        console.print(Text(f"  {note}"))
+    without = f"; without a loss: {', '.join(value['without_loss'])}" if value["without_loss"] else ""
+    console.print(Text(f"  inputs {', '.join(value['inputs'])}; loss of {', '.join(value['outputs'])}{without}"))
     _section(console, "Coverage", _lines(value["coverage"]))
     rows = [
         (

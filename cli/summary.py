@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reclra_graph.export.report import MODEL_NOTE, baselines, coverage
+from reclra_graph.export.coverage import coverage
+from reclra_graph.export.report import MODEL_NOTE, baselines
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region, RegionGraph
 
@@ -22,6 +23,7 @@ def compiled(
         "name": name,
         "model": plan.regions.graph.model,
         "frontend": plan.regions.graph.frontend,
+        "notes": list(plan.regions.graph.notes),
         "digest": program.digest,
         "gpus": plan.gpus,
         "wiring": plan.wiring,
@@ -31,7 +33,7 @@ def compiled(
         "regions": [_region(region) | {"update": plan.update_of.get(region.id)} for region in plan.regions.regions],
         "edges": [edge.name for edge in plan.edges],
         "waves": [_lanes(wave) for wave in schedule.waves],
-        "synapse_bytes": sum(edge.bytes for edge in plan.edges),
+        "synapse_bytes": sum(edge.bytes for edge in plan.edges if not edge.shared),
         "prediction": {
             "model": MODEL_NOTE,
             "makespan": schedule.makespan,
@@ -54,6 +56,14 @@ def explained(name: str, regions: RegionGraph) -> dict[str, Any]:
         "name": name,
         "model": regions.graph.model,
         "frontend": regions.graph.frontend,
+        "notes": list(regions.graph.notes),
+        "inputs": [f"{item.name} {item.type}" for item in regions.graph.inputs],
+        "outputs": [item.label for item in regions.graph.outputs],
+        "without_loss": list(regions.graph.unused),
+        "operators": {"total": found.total, "covered": found.covered, **dict(found.operators)},
+        "parameters": [
+            {"rule": rule, "tensors": tensors, "entries": entries} for rule, tensors, entries in found.rules
+        ],
         "coverage": list(found.lines()),
         "regions": [_region(region) | {"parameters": list(region.parameters)} for region in regions.regions],
         "frozen": [{"parameter": key, "reason": reason} for key, reason in regions.frozen],

@@ -1,387 +1,238 @@
-"""nn.Module → OperatorGraph, through torch.export.
+"""nn.Module → OperatorGraph, by a ladder of ways to trace that ends where the first one succeeds.
 
-Before:  an nn.Module and a tuple of example inputs.
+Before:  an nn.Module and the arguments of one call of its forward().
 After:   a functional graph in train mode; every value has a shape, every operator its module path and source line,
          every mutation of a buffer is a value that replaces it at the end of the step.
 
-The model itself is never touched: a copy is traced. The batch size stays free where the model allows it, else the
-graph is right for the example's batch size alone and ``frontend`` says so.
+The rungs: torch.export with a free batch, torch.export for the example's batch size alone, and the recording of the one
+path that the example takes. ``frontend`` names the rung, ``notes`` say why those above it failed. The model itself is
+never touched: a copy is traced, on the tensors among its arguments; all other arguments are constants.
 """
 
 from __future__ import annotations
 
-import copy
-import re
+import contextlib
+import inspect
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind
 
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.ir.operators import (
-    BATCH,
-    Argument,
-    Buffer,
-    DeviceArgument,
-    Dim,
-    Input,
-    Operator,
-    OperatorGraph,
-    Parameter,
-    Ref,
-    TensorType,
-    TorchConstant,
-)
+from reclra_graph.ir.operators import OperatorGraph
+from reclra_graph.options import Options
+from reclra_graph.passes.mended import mended
+from reclra_graph.passes.opaque import OpaqueCall, watch, with_opaque
+from reclra_graph.passes.places import first_line, user_line
 from reclra_graph.passes.quiet import hushed
+from reclra_graph.passes.record import record
+from reclra_graph.passes.translate import fixed, translate
+from reclra_graph.passes.twin import one_name_each, twin, undisturbed
+from reclra_graph.structure import Path, arguments, identifier, label, replaced, tensors
 
-# Results of tuple-valued operators that learning reads although the forward pass does not: a dropout's mask (errors
-# pass through the same mask), a batch norm's mean and inverse deviation (its scale learns from the normalised input).
-_ALSO_READ = {
-    "aten.native_dropout.default": (1,),
-    "aten._native_batch_norm_legit_functional.default": (1, 2),
-}
-_DROPPED = ("_assert", "sym_constrain_range", "_guards_fn")
+EXPORT, STATIC, RECORD = "export", "export, static batch", "record, one path"
+# What the next rung may do without.
+_ANOTHER_WAY = {"RG204", "RG205"}
+_UNROLLED = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
-def capture(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[OperatorGraph, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Traced:
+    """A functional program, and what the user should know about it."""
+
+    program: ExportedProgram
+    notes: tuple[str, ...] = ()
+    opaque: Mapping[str, OpaqueCall] = field(default_factory=dict)
+    """How opaque sub-modules are called."""
+    frontend: str = ""
+    """The rung, where it is another than the one that was tried."""
+
+
+@dataclass(frozen=True)
+class FlatCall:
+    """A call of forward() by the tensors among its arguments. ``several`` holds at least two samples of each, ``batched``
+    whether a tensor leads with the batch."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    batched: tuple[bool, ...]
+
+    def resized(self, batch: int) -> tuple[Tensor, ...]:
+        """The tensors with another batch size, samples repeated as needed."""
+        return tuple(
+            torch.cat([item] * -(-batch // item.shape[0]))[:batch] if led else item
+            for item, led in zip(self.tensors, self.batched, strict=True)
+        )
+
+    @property
+    def batch(self) -> int:
+        """The example's batch size."""
+        return self.tensors[self.batched.index(True)].shape[0]
+
+    def rebuilt(self, given: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) with other tensors in the places of the example's."""
+        table = dict(zip(self.paths, given, strict=True))
+        return replaced(self.args, table), replaced(self.kwargs, table)
+
+
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options
+) -> tuple[OperatorGraph, dict[str, Tensor]]:
     """The operator graph of one forward pass in train mode, and the constants it needs beside ``state_dict()``.
 
-    Raises ModelError: RG201 where the model rejects the inputs, RG202 where it cannot be traced, RG203–RG205 for
-    values that a compiled step cannot handle.
+    Raises ModelError: RG107 for arguments without a tensor, RG201 where the model rejects them, RG202 where it cannot
+    be traced, RG203–RG205 for values that a compiled step cannot handle.
     """
-    inputs = _checked(example_inputs)
-    _run_once(model, inputs)
-    program, frontend = _export(model, inputs)
-    return _translate(model, program, frontend)
+    call = _flat(model, args, dict(kwargs))
+    labels = _run_once(model, call)
+    rungs: tuple[tuple[str, Callable[[nn.Module, FlatCall], Traced | None]], ...] = (
+        (EXPORT, _export_free),
+        (STATIC, _export_static),
+        (RECORD, _recorded),
+    )
+    if options.frontend != "auto":
+        rungs = tuple(rung for rung in rungs if rung[0].startswith(options.frontend))
+    failures: list[tuple[str, BaseException]] = []
+    for name, trace in rungs:
+        try:
+            # Values of the generator that tracing draws must not change what the user's run draws afterwards.
+            with hushed(), mended(), warnings.catch_warnings(), undisturbed():
+                warnings.simplefilter("ignore")
+                traced = trace(model, call)
+            if traced is None:
+                continue
+            notes = tuple(f"{rung} failed: {type(error).__name__}: {first_line(error)}" for rung, error in failures)
+            notes += traced.notes
+            frontend = traced.frontend or name
+            names = (call.paths, call.names, labels)
+            return translate(model, traced.program, frontend, *names, options, notes, traced.opaque)
+        except Exception as error:  # whatever the tracer raises becomes one coded error below
+            if isinstance(error, ModelError) and not set(error.codes) <= _ANOTHER_WAY:
+                raise
+            failures.append((name, error))
+    name, failure = failures[-1]
+    if isinstance(failure, ModelError):
+        raise failure
+    cause = f"{name} raised {type(failure).__name__}: {first_line(failure)}"
+    raise ModelError(Problem("RG202", cause, user_line(failure) or type(model).__name__)) from failure
 
 
-def _checked(example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Example inputs, found to be tensors that share a batch."""
-    problems = []
-    for index, item in enumerate(example_inputs):
-        place = f"example_inputs[{index}]"
-        if not isinstance(item, Tensor):
-            problems.append(Problem("RG107", f"example input {index} is a {type(item).__name__}", place))
-        elif item.dim() == 0 or item.shape[0] == 0:
-            problems.append(Problem("RG107", f"example input {index} has no batch dimension", place))
-    if not example_inputs:
-        problems.append(Problem("RG107", "there are no example inputs", "example_inputs"))
-    if problems:
-        raise ModelError(problems)
-    if len({item.shape[0] for item in example_inputs}) > 1:
-        sizes = ", ".join(str(item.shape[0]) for item in example_inputs)
-        raise ModelError(Problem("RG107", f"the example inputs have batches of {sizes}", "example_inputs"))
-    return tuple(item.detach() for item in example_inputs)
+def _flat(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FlatCall:
+    found = arguments(args, kwargs)
+    if not found:
+        raise ModelError(Problem("RG107", "there is no tensor among the example inputs", "example_inputs"))
+    for path, item in found:
+        if item.dim() and item.shape[0] == 0:
+            cause = f"{label(path)} has no samples: its shape is {tuple(item.shape)}"
+            raise ModelError(Problem("RG107", cause, "example_inputs"))
+    led = [item.shape[0] for _, item in found if item.dim()]
+    if not led:
+        raise ModelError(Problem("RG107", "no example input has a batch dimension", "example_inputs"))
+    try:
+        signature = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        signature = []
+    plain = [item.name for item in signature if item.kind is not inspect.Parameter.VAR_POSITIONAL]
+    names: list[str] = []
+    for path, _ in found:
+        first = path[0]
+        top = plain[first] if isinstance(first, int) and first < len(plain) else first
+        name = identifier((top, *path[1:]))
+        names.append(name if name not in names else f"{name}_{len(names)}")
+    values = tuple(item.detach() for _, item in found)
+    batched = tuple(item.dim() > 0 and item.shape[0] == led[0] for item in values)
+    return FlatCall(args, kwargs, tuple(path for path, _ in found), tuple(names), values, batched)
 
 
-def _run_once(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Run a copy of the model: what it says of its inputs itself is clearer than what the tracer would say."""
+def _run_once(model: nn.Module, call: FlatCall) -> tuple[str, ...]:
+    """Run a copy of the model: what it says of its inputs itself is clearer than what the tracer would say. Returns the
+    labels of its results."""
     failure: Exception | None = None
     # Two samples are quicker where the batch is free; a model for one batch size wants the inputs as they are.
-    for batch in dict.fromkeys((2, inputs[0].shape[0])):
-        given = tuple(torch.cat([item, item])[:2] if batch == 2 else item for item in inputs)
+    for batch, grad in dict.fromkeys(((min(2, call.batch), False), (call.batch, False), (call.batch, True))):
+        args, kwargs = call.rebuilt(call.resized(batch))
         try:
-            with hushed(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                copy.deepcopy(model).train()(*given)
-            return
+            # With derivatives, at last, for a forward() that takes one itself.
+            with hushed(), torch.set_grad_enabled(grad), undisturbed():
+                result = twin(model)(*args, **kwargs)
+            return tuple(label(path) for path, _ in tensors(result))
         except Exception as error:  # whatever user code raises becomes one coded error
             failure = error
     assert failure is not None
-    shapes = ", ".join("x".join(str(size) for size in item.shape) for item in inputs)
-    cause = f"forward() raised {type(failure).__name__} on inputs {shapes}: {_first_line(failure)}"
-    raise ModelError(Problem("RG201", cause, _user_line(failure) or type(model).__name__)) from failure
+    shapes = ", ".join("x".join(str(size) for size in item.shape) for item in call.tensors)
+    cause = f"forward() raised {type(failure).__name__} on inputs {shapes}: {first_line(failure)}"
+    raise ModelError(Problem("RG201", cause, user_line(failure) or type(model).__name__)) from failure
 
 
-def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, str]:
-    """Export a copy in train mode with a free batch, or with the example's own; then make it functional."""
-    failure: Exception | None = None
+def flat_twin(model: nn.Module, call: FlatCall) -> nn.Module:
+    """A copy of the model in train mode whose forward() takes the flat tensors and returns a flat tuple of tensors."""
+    copied = one_name_each(twin(model))
+    original = copied.forward
+
+    def forward(*flat: Any) -> tuple[Tensor, ...]:
+        args, kwargs = call.rebuilt(flat)
+        return tuple(item for _, item in tensors(original(*args, **kwargs)))
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind) for name in call.names]
+    )
+    copied.forward = forward
+    return copied
+
+
+def _export_free(model: nn.Module, call: FlatCall) -> Traced | None:
+    """Export with a free batch; None where the model allows one batch size only."""
     # torch.export takes a size of one for a constant.
-    several = inputs if inputs[0].shape[0] > 1 else tuple(torch.cat([item, item]) for item in inputs)
-    for free, frontend in ((True, "export"), (False, "export, static batch")):
-        try:
-            twin = copy.deepcopy(model).train()
-            given = several if free else inputs
-            dims = tuple({0: ExportDim.AUTO} for _ in given) if free else None
-            # Values of the generator that tracing draws must not change what the user's run draws afterwards.
-            with hushed(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-                warnings.simplefilter("ignore")
-                program = torch.export.export(twin, given, dynamic_shapes=dims, strict=False)
-                if free and not _free_batch(program):
-                    continue
-                return program.run_decompositions({}), frontend
-        except Exception as error:  # whatever the tracer raises becomes one coded error below
-            failure = error
-    assert failure is not None
-    cause = f"torch.export raised {type(failure).__name__}: {_first_line(failure)}"
-    raise ModelError(Problem("RG202", cause, _user_line(failure) or type(model).__name__)) from failure
-
-
-def _free_batch(program: ExportedProgram) -> bool:
-    """Whether the first size of every input is still a symbol."""
-    names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT}
-    return all(
-        _fixed(node.meta["val"].shape[0]) is None
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in names
+    given = call.resized(max(2, call.batch))
+    dims = tuple({0: ExportDim.AUTO} if led else None for led in call.batched)
+    program = torch.export.export(flat_twin(model, call), given, dynamic_shapes=dims, strict=False)
+    names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    free = all(
+        fixed(nodes[name].meta["val"].shape[0]) is None
+        for name, led in zip(names, call.batched, strict=True)
+        if led and name in nodes
     )
+    return Traced(program.run_decompositions(_decompositions())) if free else None
 
 
-def _fixed(size: Any) -> int | None:
-    """A size that is a number, also where it is written as a symbol; None for one that is free."""
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return None if expression.free_symbols else int(expression)
+def _export_static(model: nn.Module, call: FlatCall) -> Traced:
+    """Export for the example's own batch size."""
+    program = torch.export.export(flat_twin(model, call), call.tensors, strict=False)
+    return Traced(program.run_decompositions(_decompositions()))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else "(no message)"
+def _recorded(model: nn.Module, call: FlatCall) -> Traced:
+    """The one path that the example takes; where only some sub-modules are in the way of torch.export, its result with
+    these opaque."""
+    found = record(model, call.args, call.kwargs, decompositions=_decompositions())
+    paths = frozenset(item.path for item in found.opaque.values())
+    notes = tuple(f"{path} cannot be captured: it is one opaque region" for path in sorted(paths))
+    if paths:
+        batches = [call.rebuilt(call.resized(size)) for size in (call.batch, call.batch + 1)]
+        for frontend, given in ((EXPORT, batches), (STATIC, batches[:1])):
+            with contextlib.suppress(Exception):  # then the recorded path stands
+                calls = watch(model, paths, given)
+                with with_opaque(model, calls) as copied:
+                    traced = (_export_free if frontend == EXPORT else _export_static)(copied, call)
+                if traced is not None:
+                    return replace(traced, notes=notes, opaque=calls, frontend=frontend)
+    return Traced(found.program, (*notes, *found.notes), found.opaque)
 
 
-def _user_line(error: BaseException) -> str:
-    """The innermost line of the traceback that is not PyTorch's own."""
-    place, trace = "", error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if _users(name) and name != __file__:
-            place = f"{name}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return place
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Recurrent layers are unrolled over time; everything else stays the operator it is."""
+    from torch._decomp import decomposition_table
 
-
-def _users(path: str) -> bool:
-    """Whether a file is the user's own: not PyTorch's, and no text that was compiled at run time."""
-    return "/torch/" not in path.replace("\\", "/") and not path.startswith(("<", "torch/"))
-
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
-
-
-def _source_line(node: torch.fx.Node) -> str:
-    """``folder/file.py:12`` of the innermost frame that is the user's, from the trace that export leaves on a node."""
-    frames = [frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if _users(frame[0])]
-    if not frames:
-        return ""
-    path, line = frames[-1]
-    return f"{'/'.join(path.replace(chr(92), '/').split('/')[-2:])}:{line}"
-
-
-def _module(node: torch.fx.Node) -> tuple[str, str]:
-    """(path, class name) of the module that ran the node."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if not stack:
-        return "", ""
-    path, kind = stack[-1]
-    name = kind if isinstance(kind, str) else kind.__name__
-    if path.startswith("_empty_nn_module_stack"):  # a placeholder of the tracer's, for questions about sizes
-        return "", ""
-    return re.sub(r"@\d+", "", path), name.rsplit(".", 1)[-1]
-
-
-class _Translator:
-    """Turns fx values and arguments into the IR's, with the batch symbol spelled ``B``."""
-
-    def __init__(self, batch_symbols: set[str]) -> None:
-        self.batch_symbols = batch_symbols
-        self.problems: list[Problem] = []
-
-    def size(self, value: Any, place: str) -> Dim:
-        fixed = _fixed(value)
-        if fixed is not None:
-            return fixed
-        expression = value.node.expr
-        names = {str(symbol) for symbol in expression.free_symbols}
-        if not names <= self.batch_symbols:
-            self.problems.append(Problem("RG204", f"a size depends on the data: {expression}", place))
-        text = str(expression)
-        for name in names:
-            text = re.sub(rf"\b{name}\b", BATCH, text)
-        return text
-
-    def tensor_type(self, value: Tensor, place: str) -> TensorType:
-        shape = tuple(self.size(size, place) for size in value.shape)
-        return TensorType(shape, str(value.dtype).removeprefix("torch."))
-
-    def argument(self, value: Any, place: str) -> Argument:
-        if isinstance(value, torch.fx.Node):
-            return Ref(value.name)
-        if isinstance(value, (list, tuple)):
-            return tuple(self.argument(item, place) for item in value)
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
-            return TorchConstant(str(value).removeprefix("torch."))
-        if isinstance(value, torch.device):
-            return DeviceArgument()
-        self.problems.append(Problem("RG204", f"an operator takes a {type(value).__name__}", place))
-        return None
-
-
-def _target(node: torch.fx.Node) -> str:
-    """``aten.linear.default``, ``operator.getitem``, ``math.ceil``; the name by which every pass knows the operator."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    module = getattr(target, "__module__", "").lstrip("_")
-    return f"{module}.{getattr(target, '__name__', str(target))}"
-
-
-def _translate(model: nn.Module, program: ExportedProgram, frontend: str) -> tuple[OperatorGraph, dict[str, Tensor]]:
-    graph, signature = program.graph, program.graph_signature
-    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-    user_inputs = [spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT]
-    batch_sizes = [placeholders[name].meta["val"].shape[0] for name in user_inputs]
-    symbols = {str(size.node.expr) for size in batch_sizes if _fixed(size) is None}
-    static = next((number for number in map(_fixed, batch_sizes) if number is not None), None)
-    to_ir = _Translator(symbols)
-
-    canonical, tied = _parameter_keys(model)
-    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    persistent = set(model.state_dict(keep_vars=True))
-    updated = {
-        str(spec.target): spec.arg.name for spec in signature.output_specs if spec.kind == OutputKind.BUFFER_MUTATION
-    }
-    constants: dict[str, Tensor] = {}
-    inputs: list[Input] = []
-    parameters: list[Parameter] = []
-    buffers: list[Buffer] = []
-    aliases: dict[str, str] = {}
-    named_buffers = dict(model.named_buffers())
-    for spec in signature.input_specs:
-        name = spec.arg.name
-        kind = to_ir.tensor_type(placeholders[name].meta["val"], name)
-        if spec.kind == InputKind.USER_INPUT:
-            inputs.append(Input(name, kind))
-        elif spec.kind == InputKind.PARAMETER:
-            key = canonical[str(spec.target)]
-            earlier = next((item.name for item in parameters if item.key == key), None)
-            if earlier is not None:
-                aliases[name] = earlier
-                continue
-            parameters.append(Parameter(name, key, kind, learns[key], tied.get(key, ())))
-        else:
-            key = str(spec.target)
-            constant = key not in persistent
-            if constant:
-                source = named_buffers[key] if key in named_buffers else program.constants[key]
-                constants[key] = source.detach().clone()
-            buffers.append(Buffer(name, key, kind, updated.get(key), constant))
-
-    operators: list[Operator] = []
-    for node in graph.nodes:
-        if node.op not in ("call_function", "get_attr") or any(word in str(node.target) for word in _DROPPED):
-            continue
-        operator = _operator(node, to_ir)
-        if aliases:
-            operator = replace(operator, args=_renamed(operator.args, aliases))
-        operators.append(operator)
-    outputs = [spec.arg for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
-    values = {node.name: node.meta.get("val") for node in graph.nodes}
-    if len(outputs) != 1 or not isinstance(values.get(getattr(outputs[0], "name", "")), Tensor):
-        cause = f"forward() returns {len(outputs)} values" if len(outputs) != 1 else "forward() returns no tensor"
-        to_ir.problems.append(Problem("RG203", cause, f"{type(model).__name__}.forward"))
-        raise ModelError(to_ir.problems)
-    batch: Dim = BATCH if static is None else static
-    name = type(model).__name__
-    result = OperatorGraph(
-        name,
-        frontend,
-        batch,
-        tuple(inputs),
-        tuple(parameters),
-        tuple(buffers),
-        _live(operators, {outputs[0].name, *updated.values()}),
-        outputs[0].name,
-        tuple((path, type(module).__name__) for path, module in model.named_modules() if path),
-    )
-    if result.sample_shape(result.output) is None:
-        shape = result.types[result.output].shape
-        to_ir.problems.append(
-            Problem("RG203", f"forward() returns a tensor of shape {shape}, the batch not leading", f"{name}.forward")
-        )
-    if to_ir.problems:
-        raise ModelError(to_ir.problems)
-    return result, constants
-
-
-def _operator(node: torch.fx.Node, to_ir: _Translator) -> Operator:
-    path, kind = _module(node)
-    line = _source_line(node)
-    place = line or path or node.name
-    target = _target(node)
-    if not target.startswith(("aten.", "operator.", "math.", "torch.sym_")):
-        code = "RG205" if isinstance(node.target, torch._ops.OpOverload) else "RG204"
-        to_ir.problems.append(Problem(code, f"operator {target} is not PyTorch's own", place))
-    value = node.meta.get("val")
-    types: tuple[TensorType | None, ...] = ()
-    if isinstance(value, (list, tuple)):
-        types = tuple(to_ir.tensor_type(item, place) if isinstance(item, Tensor) else None for item in value)
-    return Operator(
-        node.name,
-        target,
-        tuple(to_ir.argument(item, place) for item in node.args),
-        tuple((key, to_ir.argument(item, place)) for key, item in node.kwargs.items()),
-        to_ir.tensor_type(value, place) if isinstance(value, Tensor) else None,
-        types,
-        path,
-        kind,
-        line,
-    )
-
-
-def _renamed(argument: Any, aliases: dict[str, str]) -> Any:
-    if isinstance(argument, Ref):
-        return Ref(aliases.get(argument.name, argument.name))
-    if isinstance(argument, tuple):
-        return tuple(_renamed(item, aliases) for item in argument)
-    return argument
-
-
-def _parameter_keys(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """(every key → the first key of the same parameter, first key → the others)."""
-    first: dict[int, str] = {}
-    canonical: dict[str, str] = {}
-    tied: dict[str, tuple[str, ...]] = {}
-    for key, parameter in model.named_parameters(remove_duplicate=False):
-        canonical[key] = first.setdefault(id(parameter), key)
-        if canonical[key] != key:
-            tied[canonical[key]] = (*tied.get(canonical[key], ()), key)
-    return canonical, tied
-
-
-def _live(operators: list[Operator], wanted: set[str]) -> tuple[Operator, ...]:
-    """The operators that the output or a buffer needs, with the results that learning reads beside them."""
-    needed = set(wanted)
-    for operator in reversed(operators):
-        if operator.name in needed:
-            needed.update(operator.reads)
-    kept: list[Operator] = []
-    for operator in operators:
-        if operator.name in needed:
-            kept.append(operator)
-            kept.extend(_parts(operator, operators))
-    return tuple(kept)
-
-
-def _parts(operator: Operator, operators: list[Operator]) -> Iterator[Operator]:
-    present = {
-        item.args[1] for item in operators if item.target == "operator.getitem" and item.args[0] == Ref(operator.name)
-    }
-    for index in _ALSO_READ.get(operator.target, ()):
-        if index not in present:
-            yield replace(
-                operator,
-                name=f"{operator.name}_part{index}",
-                target="operator.getitem",
-                args=(Ref(operator.name), index),
-                kwargs=(),
-                type=operator.types[index],
-                types=(),
-            )
+    kinds = [getattr(getattr(torch.ops.aten, name), "input") for name in _UNROLLED]
+    return {kind: decomposition_table[kind] for kind in kinds}

@@ -1,17 +1,20 @@
 """Local derivatives as plain operators: how an error passes back over one operator, traced once at compile time.
 
-Before:  an operator, the values it read and the error at its output.
+Before:  an operator, the values it read and the errors at its output, or at the parts of its tuple of outputs.
 After:   calls of ATen operators that compute the error at the arguments wanted, such as
          ``aten.gelu_backward.default(e3, h3)``; they run without autograd.
 
 PyTorch's own derivative of the single operator is traced on tensors without data whose batch size is symbolic. Where
-the trace computes the operator's own result again, the value that the forward pass left is read instead.
+the trace computes the operator's own result again, the value that the forward pass left is read instead. Operators that
+differ in names alone share one trace.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from reclra_graph.ir.operators import (
     BATCH,
     Argument,
     DeviceArgument,
+    Dim,
     Operator,
     OperatorGraph,
     Ref,
@@ -31,82 +35,175 @@ from reclra_graph.ir.operators import (
     TorchConstant,
 )
 from reclra_graph.ir.tasks import Call
+from reclra_graph.passes.mended import mended
 from reclra_graph.rules.operators import function
 
-# Any size will do that no layer is likely to have: only its symbol stays in the trace.
-_BATCH_HINT = 9973
+# A prime that no layer's sizes have as a factor. PyTorch's composite formulas sometimes turn the batch's symbol into this
+# number; wherever it divides a number of the trace, the batch size is meant.
+_BATCH_HINT = 1_000_003
+
+
+_VIEWS = dict.fromkeys(("aten.view.default", "aten._unsafe_view.default"), "aten.reshape.default")
 
 
 class NoDerivative(Exception):
     """PyTorch knows no derivative of the operator."""
 
 
-class _Fakes:
-    """Tensors without data for the values of a graph, sharing one symbol for the batch."""
+@dataclass(frozen=True)
+class _Problem:
+    """An operator without its names: references are ``a0``, ``a1``, …; what stays is what the trace depends on."""
 
-    def __init__(self, graph: OperatorGraph) -> None:
-        self.graph = graph
-        self.environment = ShapeEnv()
-        self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
-
-    def tensor(self, kind: TensorType) -> Tensor:
-        if any(isinstance(size, str) and size != BATCH for size in kind.shape):
-            raise NoDerivative(f"a size depends on the batch: {kind}")
-        shape = [_BATCH_HINT if size == BATCH else int(size) for size in kind.shape]
-        dynamic = [DimDynamic.DUCK if size == BATCH else DimDynamic.STATIC for size in kind.shape]
-        context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=dynamic)
-        source = torch.empty(shape, dtype=getattr(torch, kind.dtype), device="meta")
-        fake = self.mode.from_tensor(source, symbolic_context=context)
-        return fake
+    target: str
+    args: tuple[Argument, ...]
+    kwargs: tuple[tuple[str, Argument], ...]
+    kinds: tuple[TensorType | Dim, ...]
+    """Type of each value read, or the number that it is."""
+    results: tuple[tuple[int | None, TensorType], ...]
+    """(part, type) of each output that has an error."""
+    wanted: tuple[int, ...]
+    parts: tuple[int, ...]
+    """Parts of the operator's tuple that the forward pass names."""
 
 
 def derive(
     operator: Operator,
     graph: OperatorGraph,
-    part: int | None,
+    errors: Sequence[tuple[int | None, str]],
     wanted: tuple[str, ...],
-    error: str,
     new: Callable[[str], str],
 ) -> tuple[list[Call], dict[str, str]]:
-    """Calls that compute the error at the values ``wanted`` of the operator from ``error`` at its output (or at part
-    ``part`` of its tuple of outputs), and the name of the result for each; a derivative that is zero everywhere is left
-    out. Names of values are the operator graph's;
-    ``new`` makes fresh ones. Raises NoDerivative where there is none."""
-    fakes = _Fakes(graph)
-    read = [name for name in operator.reads if name in graph.types]
-    kind = operator.type if part is None else operator.types[part]
-    if kind is None or any(name in graph.by_name and graph.by_name[name].types for name in operator.reads):
-        raise NoDerivative(f"{operator.target} does not give a tensor")
-    sizes = [name for name in operator.reads if name not in graph.types]
+    """Calls that compute the error at the values ``wanted`` of the operator from ``errors``, (part of its tuple of
+    outputs or None, name of the error), and the name of the result for each; a derivative that is zero everywhere is
+    left out. Names of values are the operator graph's; ``new`` makes fresh ones. Raises NoDerivative where there is
+    none."""
+    kinds: list[TensorType | Dim] = []
+    for name in operator.reads:
+        source = graph.by_name.get(name)
+        if name in graph.types:
+            kinds.append(graph.types[name])
+        elif source is not None and source.size is not None:
+            kinds.append(source.size)
+        else:
+            raise NoDerivative(f"{operator.target} takes a tuple of tensors")
+    results = []
+    for part, _ in errors:
+        kind = operator.type if part is None else operator.types[part]
+        if kind is None:
+            raise NoDerivative(f"{operator.target} does not give a tensor")
+        results.append((part, kind))
+    short = {name: f"a{index}" for index, name in enumerate(operator.reads)}
+    known = _known_parts(operator, graph)
+    problem = _Problem(
+        operator.target,
+        _renamed(operator.args, short),
+        _renamed(operator.kwargs, short),
+        tuple(kinds),
+        tuple(results),
+        tuple(operator.reads.index(name) for name in wanted),
+        tuple(sorted(known)),
+    )
+    calls, found = _solved(problem)
+    names = {value: name for name, value in short.items()} | {"out": operator.name, BATCH: BATCH}
+    names.update({f"part{part}": name for part, name in known.items()})
+    names.update({f"e{index}": name for index, (_, name) in enumerate(errors)})
+    for call in calls:
+        for item in call.results:
+            if item:
+                names[item] = new(item.partition("!")[2])
+    made = [
+        Call(
+            call.function,
+            _renamed(call.args, names),
+            _renamed(call.kwargs, names),
+            tuple(names[item] if item else "" for item in call.results),
+            call.types,
+            call.unpack,
+        )
+        for call in calls
+    ]
+    return made, {operator.reads[index]: names[name] for index, name in found}
+
+
+def _renamed(argument: Any, names: dict[str, str]) -> Any:
+    if isinstance(argument, Ref):
+        return Ref(names[argument.name])
+    return tuple(_renamed(item, names) for item in argument) if isinstance(argument, tuple) else argument
+
+
+def _known_parts(operator: Operator, graph: OperatorGraph) -> dict[int, str]:
+    """Parts of the operator's tuple that the forward pass names, by index."""
+    found: dict[int, str] = {}
+    for name in graph.users.get(operator.name, ()) if operator.types else ():
+        user = graph.by_name[name]
+        if user.target == "operator.getitem" and isinstance(user.args[1], int):
+            found[user.args[1]] = name
+    return found
+
+
+class _Fakes:
+    """Tensors without data that share one symbol for the batch."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK])
+        source = torch.empty(_BATCH_HINT, device="meta")
+        self.counter = self.mode.from_tensor(source, symbolic_context=context)
+        self.batch = self.counter.shape[0]
+
+    def size(self, size: Dim) -> Any:
+        if isinstance(size, int):
+            return size
+        if not re.fullmatch(r"[B\d\s+\-*/()]+", size):
+            raise NoDerivative(f"a size depends on the batch as {size}")
+        return eval(size, {"__builtins__": {}}, {BATCH: self.batch})  # only digits, B and arithmetic signs
+
+    def tensor(self, kind: TensorType) -> Tensor:
+        with self.mode:
+            return torch.empty([self.size(size) for size in kind.shape], dtype=getattr(torch, kind.dtype))
+
+
+@lru_cache(maxsize=4096)
+def _solved(problem: _Problem) -> tuple[tuple[Call, ...], tuple[tuple[int, str], ...]]:
+    """Calls and (position of a value wanted, name of its error) with the problem's own names; fresh ones are
+    ``number!label``."""
+    held = [index for index, kind in enumerate(problem.kinds) if isinstance(kind, TensorType)]
     try:
-        values = [fakes.tensor(graph.types[name]) for name in read]
-        cotangent = fakes.tensor(kind)
-        batch = cotangent.shape[kind.shape.index(BATCH)] if BATCH in kind.shape else None
+        fakes = _Fakes()
+        values = [fakes.tensor(problem.kinds[index]) for index in held]  # type: ignore[arg-type]
+        sizes = {
+            f"a{index}": fakes.size(kind)
+            for index, kind in enumerate(problem.kinds)
+            if not isinstance(kind, TensorType)
+        }
+        cotangents = tuple(fakes.tensor(kind) for _, kind in problem.results)
 
-        def backward(e: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            given = dict(zip(read, tensors, strict=True))
+        def backward(counter: Tensor, errors: tuple[Tensor, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+            given = {f"a{index}": value for index, value in zip(held, tensors, strict=True)}
 
-            def forward(*moving: Tensor) -> Tensor:
-                held = {**given, **dict(zip(wanted, moving, strict=True)), **dict.fromkeys(sizes, batch)}
-                result = function(operator.target)(
-                    *(_given(item, held) for item in operator.args), **{k: _given(v, held) for k, v in operator.kwargs}
+            def forward(*moving: Tensor) -> tuple[Tensor, ...]:
+                moved = {f"a{index}": value for index, value in zip(problem.wanted, moving, strict=True)}
+                known = {**given, **sizes, **moved}
+                result = function(problem.target)(
+                    *(_given(item, known) for item in problem.args),
+                    **{key: _given(item, known) for key, item in problem.kwargs},
                 )
-                value: Tensor = result if part is None else result[part]
-                return value
+                return tuple(result if part is None else result[part] for part, _ in problem.results)
 
-            pull = torch.func.vjp(forward, *(given[name] for name in wanted))[1]
-            pulled: tuple[Tensor, ...] = pull(e)
+            pull = torch.func.vjp(forward, *(given[f"a{index}"] for index in problem.wanted))[1]
+            pulled: tuple[Tensor, ...] = pull(errors)
             return pulled
 
-        traced = make_fx(backward, tracing_mode="symbolic")(cotangent, *values)
+        with mended():
+            traced = make_fx(backward, tracing_mode="symbolic")(fakes.counter, cotangents, *values)
     except NoDerivative:
         raise
     except Exception as failure:  # the tracer and PyTorch's formulas raise errors of many kinds
-        raise NoDerivative(
-            f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
-        ) from failure
+        said = str(failure).splitlines()[0] if str(failure) else ""
+        raise NoDerivative(f"{type(failure).__name__}: {said}") from failure
     traced.graph.eliminate_dead_code()
-    return _calls(traced.graph, [error, *read], operator, graph, wanted, new)
+    sources = [BATCH, *(f"e{index}" for index in range(len(cotangents))), *(f"a{index}" for index in held)]
+    return _calls(traced.graph, sources, problem)
 
 
 def _given(argument: Argument, held: dict[str, Any]) -> Any:
@@ -114,103 +211,116 @@ def _given(argument: Argument, held: dict[str, Any]) -> Any:
         return held[argument.name]
     if isinstance(argument, tuple):
         return [_given(item, held) for item in argument]
+    if isinstance(argument, DeviceArgument):
+        return torch.device("cpu")
     return getattr(torch, argument.name) if isinstance(argument, TorchConstant) else argument
 
 
 def _calls(
-    traced: fx.Graph,
-    sources: list[str],
-    operator: Operator,
-    graph: OperatorGraph,
-    wanted: tuple[str, ...],
-    new: Callable[[str], str],
-) -> tuple[list[Call], dict[str, str]]:
+    traced: fx.Graph, sources: list[str], problem: _Problem
+) -> tuple[tuple[Call, ...], tuple[tuple[int, str], ...]]:
     names: dict[fx.Node, Argument] = {}
     calls: list[Call] = []
+    count = 0
     placeholders = iter(sources)
+
+    def fresh(label: str) -> str:
+        nonlocal count
+        count += 1
+        return f"{count}!{label}"
+
+    def multiple(factor: int) -> Ref:
+        if factor == 1:
+            return Ref(BATCH)
+        name = fresh("size")
+        calls.append(Call("operator.mul", (Ref(BATCH), factor), (), (name,), (None,)))
+        return Ref(name)
+
     for node in traced.nodes:
         if node in names:  # a part of a tuple, named when the tuple was
             continue
+        value = node.meta.get("val")
         if node.op == "placeholder":
             names[node] = Ref(next(placeholders))
         elif node.op == "output":
-            return calls, _results(node, names, operator, wanted)
+            return tuple(calls), _results(node, names, problem)
         elif node.op != "call_function":
-            raise NoDerivative(f"{operator.target}: the derivative holds a {node.op}")
-        elif _target(node) == "aten.sym_size.int" and re.fullmatch(r"s\d+", str(node.meta.get("val"))):
-            names[node] = Ref("B")
+            raise NoDerivative(f"{problem.target}: the derivative holds a {node.op}")
+        elif isinstance(value, (int, torch.SymInt)) and str(value) != "1" and _expression(value) == BATCH:
+            names[node] = Ref(BATCH)
         else:
-            args = tuple(_argument(item, names) for item in node.args)
-            kwargs = tuple((key, _argument(item, names)) for key, item in node.kwargs.items())
-            again = (_target(node), args, kwargs) == (operator.target, operator.args, operator.kwargs)
-            value = node.meta.get("val")
+            args = tuple(_argument(item, names, multiple) for item in node.args)
+            kwargs = tuple((key, _argument(item, names, multiple)) for key, item in node.kwargs.items())
+            again = (_target(node), args, kwargs) == (problem.target, problem.args, problem.kwargs)
+            label = _target(node).split(".")[1].strip("_")
             parts = {int(user.args[1]): user for user in node.users} if isinstance(value, (list, tuple)) else {}
             if again and not parts:
-                names[node] = Ref(operator.name)
-            elif again and set(parts) <= set(_known_parts(operator, graph)):
-                known = _known_parts(operator, graph)
-                names.update({user: Ref(known[index]) for index, user in parts.items()})
+                names[node] = Ref("out")
+            elif again and set(parts) <= set(problem.parts):
+                names.update({user: Ref(f"part{index}") for index, user in parts.items()})
             elif parts:
-                fresh = {index: new(_target(node).split(".")[1].strip("_")) for index in sorted(parts)}
-                results = tuple(fresh.get(index, "") for index in range(len(value)))
+                made = {index: fresh(label) for index in sorted(parts)}
+                results = tuple(made.get(index, "") for index in range(len(value)))
                 kinds = tuple(_kind(item) if isinstance(item, Tensor) else None for item in value)
                 calls.append(Call(_target(node), args, kwargs, results, kinds, True))
-                names.update({user: Ref(fresh[index]) for index, user in parts.items()})
+                names.update({user: Ref(made[index]) for index, user in parts.items()})
             else:
-                name = new(_target(node).split(".")[1].strip("_"))
+                # The trace's tensors are contiguous; those of a step may be views, which not every view() fits.
+                target = _target(node) if _target(node) not in _VIEWS else "aten.reshape.default"
+                name = fresh("reshape" if target in _VIEWS.values() else label)
                 kind = _kind(value) if isinstance(value, Tensor) else None
-                calls.append(Call(_target(node), args, kwargs, (name,), (kind,)))
+                calls.append(Call(target, args, kwargs, (name,), (kind,)))
                 names[node] = Ref(name)
-    raise NoDerivative(operator.target)
+    raise NoDerivative(problem.target)
 
 
 def _target(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target)
-    return f"operator.{getattr(node.target, '__name__', node.target)}"
+    module = getattr(node.target, "__module__", "").lstrip("_")
+    return f"{module}.{getattr(node.target, '__name__', node.target)}"
 
 
-def _known_parts(operator: Operator, graph: OperatorGraph) -> dict[int, str]:
-    """Parts of the operator's tuple that the forward pass names, by index."""
-    found: dict[int, str] = {}
-    for name in graph.users.get(operator.name, ()):
-        user = graph.by_name[name]
-        if user.target == "operator.getitem" and isinstance(user.args[1], int):
-            found[user.args[1]] = name
-    return found
-
-
-def _results(
-    node: fx.Node, names: dict[fx.Node, Argument], operator: Operator, wanted: tuple[str, ...]
-) -> dict[str, str]:
+def _results(node: fx.Node, names: dict[fx.Node, Argument], problem: _Problem) -> tuple[tuple[int, str], ...]:
     results = node.args[0]
     assert isinstance(results, (list, tuple))
-    found: dict[str, str] = {}
-    moved = set[fx.Node]()
-    for earlier in node.graph.nodes:
-        first = earlier.op == "placeholder" and not moved
-        if first or any(source in moved for source in earlier.all_input_nodes):
-            moved.add(earlier)
-    for value, item in zip(wanted, results, strict=True):
+    inputs = [item for item in node.graph.nodes if item.op == "placeholder"]
+    moved = set(inputs[1 : 1 + len(problem.results)])
+    for item in node.graph.nodes:
+        if any(source in moved for source in item.all_input_nodes):
+            moved.add(item)
+    found: list[tuple[int, str]] = []
+    for index, item in zip(problem.wanted, results, strict=True):
         if item not in moved:  # zero whatever the error is
             continue
         name = names[item] if isinstance(item, fx.Node) else None
         if not isinstance(name, Ref):
-            raise NoDerivative(f"{operator.target} has no derivative by {value}")
-        found[value] = name.name
-    return found
+            raise NoDerivative(f"{problem.target} has no derivative by argument {index}")
+        found.append((index, name.name))
+    return tuple(found)
 
 
 def _kind(value: Tensor) -> TensorType:
-    shape = tuple(size if isinstance(size, int) else re.sub(r"\bs\d+\b", BATCH, str(size)) for size in value.shape)
+    shape = tuple(_expression(size) for size in value.shape)
     return TensorType(shape, str(value.dtype).removeprefix("torch."))
 
 
-def _argument(value: Any, names: dict[fx.Node, Argument]) -> Argument:
+def _expression(size: int | torch.SymInt) -> Dim:
+    text = re.sub(r"\bs\d+\b", BATCH, str(size))
+    if not text.isdigit():
+        return text
+    factor, rest = divmod(int(text), _BATCH_HINT)
+    return int(text) if rest or not factor else BATCH if factor == 1 else f"{factor}*{BATCH}"
+
+
+def _argument(value: Any, names: dict[fx.Node, Argument], multiple: Callable[[int], Ref]) -> Argument:
+    """An argument of the trace; a number that holds the batch size becomes that size again."""
     if isinstance(value, fx.Node):
         return names[value]
     if isinstance(value, (list, tuple)):
-        return tuple(_argument(item, names) for item in value)
+        return tuple(_argument(item, names, multiple) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool) and value and value % _BATCH_HINT == 0:
+        return multiple(value // _BATCH_HINT)
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
         return TorchConstant(str(value).removeprefix("torch."))
     if isinstance(value, torch.device):

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import prod, sqrt
 
-from reclra_graph.ir.operators import Operator, OperatorGraph, Ref, TensorType
+from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Call, Task
 from reclra_graph.ir.text import digest
+from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.passes import template
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
 from reclra_graph.rules.operators import short
@@ -55,12 +56,14 @@ def _head(schedule: Schedule, stamp: str) -> str:
     synapses = {
         edge.name: (edge.shape, round(1 / sqrt(edge.shape[1]), 6), lane_of.get(edge.target, 0))
         for edge in sorted(plan.edges, key=lambda item: (-item.source, -item.target))
+        if not edge.shared
     }
     names = _input_names(schedule)
     inputs = {name: (item.type.shape, item.type.dtype) for name, item in zip(names, graph.inputs, strict=True)}
     dtype = graph.types[regions.regions[regions.output].post].dtype
     held = any(buffer.constant for buffer in graph.buffers)
     notes = [] if graph.frontend == "export" else [f"\nCaptured with a fixed batch size ({graph.frontend})."]
+    notes += [f"\n{plain(note)}" for note in graph.notes]
     lanes = f"{len(schedule.lanes)} lanes" if len(schedule.lanes) > 1 else "one lane"
     docstring = template.DOCSTRING.format(
         model=plain(graph.model), version=VERSION, digest=stamp, wiring=plain(plan.wiring), depth=plan.depth,
@@ -73,16 +76,37 @@ def _head(schedule: Schedule, stamp: str) -> str:
         inputs=_table(inputs),
         lanes=len(schedule.lanes),
         smallest=_smallest_batch(graph),
+        targets=_table(_targets(plan)),
     )
-    output = regions.regions[regions.output]
-    if plan.rates.loss == "cross-entropy":
-        checks = template.CHECK_CLASSES.replace("@positions@", repr(list(output.shape[1:])))
-    else:
-        checks = template.CHECK_VALUES.replace("@positions@", repr(list(output.shape)))
-        checks += template.CHECK_RANGE if plan.rates.loss == "bce-with-logits" else ""
-    runtime = template.RUNTIME.replace("@check_target@", checks)
+    kinds = {"classes" if item.classes else item.kind for item in plan.losses}
+    checks = (template.CHECK_CLASSES if "classes" in kinds else "") + (
+        template.CHECK_RANGE if "bce-with-logits" in kinds else ""
+    )
+    runtime = template.RUNTIME.replace("@check_range@", checks)
+    if any(operator.target == OPAQUE for operator in graph.operators):
+        runtime += template.OPAQUE
     runtime = runtime.replace("@seed@", str(plan.seed)).replace("@dtype@", dtype)
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
+
+
+def _targets(plan: WiringPlan) -> dict[str, tuple[object, ...]]:
+    """For every loss: shape and dtype of its target, classes (0: none) and the class index that is ignored."""
+    found: dict[str, tuple[object, ...]] = {}
+    for item, number in zip(plan.losses, plan.regions.outputs, strict=True):
+        region = plan.regions.regions[number]
+        kind = plan.regions.graph.types[region.post]
+        label = item.label if len(plan.losses) > 1 else ""
+        if not item.classes:
+            found[label] = (kind.shape, kind.dtype, -1 if item.kind == "bce-with-logits" else 0, None)
+            continue
+        place = _class_dimension(region, item.axis, len(kind.shape))
+        found[label] = ((*kind.shape[:place], *kind.shape[place + 1 :]), "int64", region.features, item.ignore)
+    return found
+
+
+def _class_dimension(region: Region, axis: int, rank: int) -> int:
+    """Which dimension of an output counts classes: the last, or the first that is not the batch."""
+    return rank - 1 if axis == -1 else int(region.layout.dim == 0)
 
 
 def _smallest_batch(graph: OperatorGraph) -> int:
@@ -103,18 +127,21 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     plan = schedule.tasks.plan
     names = _input_names(schedule)
     rates = plan.rates
-    classes = plan.regions.regions[plan.regions.output].shape[0] if rates.loss == "cross-entropy" else 0
     arguments = ", ".join(names)
     writer = _Writer(schedule, start)
     writer.line("")
+    modules = ", M=None" if any(item.target == OPAQUE for item in plan.regions.graph.operators) else ""
     writer.line(
-        f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, optimise=sgd):"
+        f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, "
+        f"optimise=sgd{modules}):"
     )
     writer.depth = 1
     writer.line('"""One training step on a batch; changes P and E in place and returns the loss (a 0-dim tensor)."""')
     given = ", ".join(f"{name!r}: {name}" for name in names)
-    writer.line(f"check_inputs({{{given}}}, target, {classes})")
-    writer.line(f"B, device = {names[0]}.shape[0], {names[0]}.device")
+    led = [item.type.shape[:1] == (plan.regions.graph.batch,) for item in plan.regions.graph.inputs]
+    first = names[led.index(True)]
+    writer.line(f"check_inputs({{{given}}}, target, {first}.shape[0])")
+    writer.line(f"B, device = {first}.shape[0], {first}.device")
     if len(schedule.lanes) > 1:
         writer.line("lanes = Lanes(device)")
         writer.line("lane, record, wait, here = lanes.lane, lanes.record, lanes.wait, lanes.here")
@@ -229,10 +256,14 @@ class _Writer:
             return f"r{region.id}: update", ""
         if task.kind == "optimise" and task.group.startswith("optimise:"):
             return f"a parameter that several layers share: {plain(task.group.partition(':')[2])}", ""
+        if task.kind == "optimise" and task.group.endswith(":shared"):
+            return f"a synapse that several runs of a layer share: {task.name.rpartition(':')[2]}", ""
         return None
 
     def call(self, item: Call, lane: int) -> None:
         def read(value: str) -> ast.expr:
+            if value[1:2] == "[" and value[:1] == "T":
+                return ast.Subscript(ast.Name("target", ast.Load()), ast.Constant(value[2:-1]), ast.Load())
             if value[1:2] == "[" and value[:1] in "PE":
                 stored = ast.Subscript(ast.Name(value[0], ast.Load()), ast.Constant(value[2:-1]), ast.Load())
                 return call("here", [stored]) if (value, lane) in self.copied else stored
@@ -249,6 +280,19 @@ class _Writer:
             assert isinstance(delta, Ref)
             written = [ast.Name(store.name[0], ast.Load()), ast.Constant(store.name[2:-1]), read(delta.name)]
             self.line(unparsed(call("optimise", [*written, ast.Name("lr", ast.Load())])))
+        elif item.function == "opaque":
+            path, args, pairs = item.args
+            assert isinstance(pairs, tuple)
+            keywords = ast.Dict(
+                [ast.Constant(pair[0]) for pair in pairs], [argument(pair[1], read) for pair in pairs]  # type: ignore[index]
+            )
+            *parts, run = item.results
+            made = call("opaque", [_live(path), argument(args, read), keywords])
+            shown = ", ".join(part or "_" for part in parts)
+            self.line(f"[{shown}], {run} = {unparsed(made)}", _comment([kind for kind in item.types if kind]))
+        elif item.function == "opaque_vjp":
+            made = call("opaque_vjp", [_live(item.args[0]), *(argument(value, read) for value in item.args[1:])])
+            self.line(f"[{', '.join(result or '_' for result in item.results)}] = {unparsed(made)}")
         elif item.function.startswith("rules."):
             for target, expression in rule_lines(item, read, item.results[0]):
                 kind = item.types[0] if target == item.results[0] and item.types else None
@@ -265,6 +309,11 @@ class _Writer:
             if item.unpack and len(item.results) == 1:
                 results = f"({results},)"
             self.statement(results, written_call, _comment(kinds))
+
+
+def _live(path: Argument) -> ast.expr:
+    """The sub-module at a path."""
+    return ast.Subscript(ast.Name("M", ast.Load()), ast.Constant(path), ast.Load())
 
 
 def _comment(kinds: list[TensorType]) -> str:

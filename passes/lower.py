@@ -14,7 +14,8 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from reclra_graph.ir.operators import Argument, Operator, OperatorGraph, Ref, TensorType, references
+from reclra_graph.errors import ModelError, Problem
+from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph, Ref, TensorType, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Edge, WiringPlan
@@ -23,7 +24,12 @@ from reclra_graph.passes.names import value_names
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import ERROR, carry, update
 
-_LOSSES = {"cross-entropy": "cross_entropy", "mse": "mse", "bce-with-logits": "bce_with_logits"}
+_LOSSES = {
+    "cross-entropy": "cross_entropy",
+    "causal-lm": "cross_entropy",
+    "mse": "mse",
+    "bce-with-logits": "bce_with_logits",
+}
 
 # Up to this many units of the source, E (e eᵀ) is less work than d eᵀ for any usual batch.
 _FEW = 32
@@ -47,6 +53,7 @@ class _Lowering:
         self.names, self.namer = value_names(self.plan.regions)
         self.users = self.graph.users
         self.errors: dict[int, str] = {}
+        self.sampled: dict[int, str] = {}
         self.moved: dict[str, str] = {}
         self.shared: dict[str, list[str]] = {}
         owners: dict[str, int] = {}
@@ -55,7 +62,8 @@ class _Lowering:
             local = self.plan.update_of.get(region.id) == LOCAL
             for key in region.parameters if local else [item.parameter for item in region.updates]:
                 owners[key] = owners.get(key, 0) + 1
-        self.tied = {key for key, count in owners.items() if count > 1}
+        self.tied = {f"P[{key}]" for key, count in owners.items() if count > 1}
+        self.tied |= {f"E[{edge.shared}]" for edge in self.plan.edges if edge.shared}
 
     def result(self) -> TaskGraph:
         late = self._bookkeeping()
@@ -64,8 +72,9 @@ class _Lowering:
         self._loss()
         levels = self.plan.level
         order = sorted(levels, key=lambda number: (levels[number], -number))
-        for number in order[1:]:
-            self._target(self.regions[number])
+        for number in order:
+            if number not in self.plan.regions.outputs:
+                self._target(self.regions[number])
         for number in order:
             self._update(self.regions[number])
         self._tied()
@@ -123,6 +132,11 @@ class _Lowering:
                 continue
             args, kwargs = self._renamed(operator.args), self._renamed(operator.kwargs)
             assert isinstance(args, tuple)
+            if operator.target == OPAQUE:
+                used = parts.get(name, {})
+                made = tuple(used.get(index, "") for index in range(len(operator.types)))
+                calls.append(Call("opaque", args[:3], (), (*made, self.names[name]), (*operator.types, None)))
+                continue
             if operator.types:
                 used = parts.get(name, {})
                 results = tuple(used.get(index, "") for index in range(len(operator.types)))
@@ -144,26 +158,60 @@ class _Lowering:
         return self.graph.types[region.post]
 
     def _loss(self) -> None:
-        output = self.regions[self.plan.regions.output]
-        name = _LOSSES[self.plan.rates.loss]
-        z, y = Ref(self.names[output.post]), Ref("target")
-        kind = self._type(output)
-        sizes: tuple[Argument, ...] = ()
-        if name == "cross_entropy":
-            sizes = (output.shape[0], prod(output.shape[1:]))
-        kappa = self.plan.rates.kappa_of(output.id)
-        error = self.namer.new(f"e{output.id}")
-        first = error if kappa == 1.0 else self.namer.new(f"m{output.id}")
+        """The losses, their sum, its check, and the error of every output."""
+        outputs = [self.regions[number] for number in self.plan.regions.outputs]
+        several = len(outputs) > 1
+        values: list[Call] = []
+        errors: list[Call] = []
+        parts: list[str] = []
+        for output, loss in zip(outputs, self.plan.losses, strict=True):
+            name, kind, plain = _LOSSES[loss.kind], self._type(output), output.layout.plain
+            z, y = Ref(self.names[output.post]), Ref(f"T[{loss.label}]" if several else "target")
+            if not plain:
+                z = Ref(self._to_samples(output, z.name, "z", values))
+                if not loss.classes or len(output.shape) > 1:
+                    y = Ref(self._to_samples(output, y.name, "target", values, loss.classes))
+            parts.append(self.namer.new(f"loss{output.id}") if several else "loss")
+            form: tuple[Argument, ...] = ()
+            sizes: tuple[Argument, ...] = ()
+            if loss.classes:
+                form = (loss.axis, loss.smoothing, loss.ignore, loss.weights or None, loss.kind == "causal-lm")
+                sizes = (output.features, output.units // output.features)
+            values.append(Call(f"rules.loss.{name}", (z, y, *form), (), (parts[-1],), (TensorType((), kind.dtype),)))
+            kappa = self.plan.rates.kappa_of(output.id)
+            error = self.errors[output.id] = self.namer.new(f"e{output.id}")
+            first = error if kappa == 1.0 and plain else self.namer.new(f"m{output.id}")
+            rest = (*sizes, *form, Ref("B")) if loss.classes else ()
+            errors.append(Call(f"rules.loss.{name}_error", (z, y, *rest), (), (first,), (None if not plain else kind,)))
+            if not plain:
+                placed = error if kappa == 1.0 else self.namer.new(f"m{output.id}")
+                back = (output.layout.dim, output.layout.before, output.layout.after)
+                errors.append(Call("rules.layout.from_samples", (Ref(first), *back), (), (placed,), (kind,)))
+                first = placed
+            if kappa != 1.0:
+                errors.append(Call("rules.discrepancy.scaled", (Ref(first), kappa), (), (error,), (kind,)))
+            self._sampled(output, errors)
+        if several:
+            kind = TensorType((), self._type(outputs[0]).dtype)
+            values.append(Call("rules.target.total", tuple(Ref(part) for part in parts), (), ("loss",), (kind,)))
         inputs = tuple(Ref(self.names[item.name]) for item in self.graph.inputs)
-        calls = [
-            Call(f"rules.loss.{name}", (z, y), (), ("loss",), (TensorType((), kind.dtype),)),
-            Call("check", (Ref("loss"), *inputs)),
-            Call(f"rules.loss.{name}_error", (z, y, *sizes), (), (first,), (kind,)),
-        ]
-        if kappa != 1.0:
-            calls.append(Call("rules.discrepancy.scaled", (Ref(first), kappa), (), (error,), (kind,)))
-        self.errors[output.id] = error
-        self._add("loss", "loss", output.id, f"target:{output.id}", calls, 1, 2 * output.units)
+        calls = [*values, Call("check", (Ref("loss"), *inputs)), *errors]
+        units = sum(output.units for output in outputs)
+        self._add("loss", "loss", outputs[0].id, f"target:{outputs[0].id}", calls, 1, 2 * units)
+
+    def _to_samples(self, region: Region, value: str, label: str, calls: list[Call], classes: bool = False) -> str:
+        """A value in a region's layout, or targets of its positions, with the batch in front; returns its name."""
+        name = self.namer.new(f"{label}{region.id}_samples")
+        dim, before, after = region.layout.dim, region.layout.before, region.layout.after
+        calls.append(Call("rules.layout.to_samples", (Ref(value), dim, before, after), (), (name,), (None,)))
+        return name
+
+    def _sampled(self, region: Region, calls: list[Call]) -> None:
+        """Bring a region's error into the form in which its synapses take it."""
+        error = self.errors[region.id]
+        sends = bool(self.plan.outgoing.get(region.id))
+        plain = region.layout.plain or not sends
+        self.sampled[region.id] = error if plain else self._to_samples(region, error, "e", calls)
 
     # -- targets ----------------------------------------------------------------------------------------------------
 
@@ -177,7 +225,7 @@ class _Lowering:
         if self._at_once(region):
             (edge,) = edges
             source = self.regions[edge.source]
-            sent = (Ref(h), Ref(self.errors[source.id]), Ref(f"E[{edge.name}]"), Ref("beta"))
+            sent = (Ref(h), Ref(self.sampled[source.id]), Ref(f"E[{edge.synapse}]"), Ref("beta"))
             args = (*sent, source.shape, region.shape, chain)
             shift = Call("rules.target.target_at_once", args, (), (y,), (kind,))
         else:
@@ -198,32 +246,39 @@ class _Lowering:
         ]
         if rates.gain:
             calls.append(Call("rules.discrepancy.gained", (Ref(first), Ref("beta")), (), (error,), (kind,)))
+        self._sampled(region, calls)
         self._add(f"error:{number}", "error", number, group, calls, 0, 2 * region.units)
 
     def _at_once(self, region: Region) -> bool:
         """Whether a target needs no displacement of its own: a large map that hears from one source with few units."""
         edges = self.plan.incoming[region.id]
         few = len(edges) == 1 and edges[0].form == "dense" and self.regions[edges[0].source].units <= _FEW
-        return few and region.units >= _LARGE
+        return few and region.units >= _LARGE and region.layout.plain
 
     def _displacement(self, region: Region, kind: TensorType) -> str:
         """d_i, the sum over all synapses that arrive; returns its name."""
-        number = region.id
+        number, plain = region.id, region.layout.plain
         edges = self.plan.incoming[number]
         displacement = self.namer.new(f"d{number}")
         single = len(edges) == 1
-        moved = [displacement if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
-        calls = [self._displace(edge, name, kind) for edge, name in zip(edges, moved, strict=True)]
+        arrived = displacement if plain else self.namer.new(f"d{number}_samples")
+        moved = [arrived if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
+        calls = [self._displace(edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
         if not single:
-            calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (displacement,), (kind,)))
+            total = kind if plain else None
+            calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (arrived,), (total,)))
+        if not plain:
+            back = (region.layout.dim, region.layout.before, region.layout.after)
+            calls.append(Call("rules.layout.from_samples", (Ref(arrived), *back), (), (displacement,), (kind,)))
         self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
         flops = sum(2 * prod(edge.shape) for edge in edges)
         self._add(f"displace:{number}", "displace", number, f"target:{number}", calls, 0, flops)
         return displacement
 
-    def _displace(self, edge: Edge, result: str, kind: TensorType) -> Call:
+    def _displace(self, edge: Edge, result: str, kind: TensorType | None) -> Call:
         source, target = self.regions[edge.source], self.regions[edge.target]
-        args = (Ref(self.errors[edge.source]), Ref(f"E[{edge.name}]"), source.shape, target.shape)
+        axes = (source.axis, target.axis) if edge.form == "token" else ()
+        args = (Ref(self.sampled[edge.source]), Ref(f"E[{edge.synapse}]"), source.shape, target.shape, *axes)
         return Call(f"rules.synapse.{edge.form}_displace", args, (), (result,), (kind,))
 
     def _link(self, region: Region, place: int) -> Argument:
@@ -253,7 +308,7 @@ class _Lowering:
             if edge.rule == "eq6":
                 delta = self.namer.new(f"dE_{edge.source}_{edge.target}")
                 calls.append(self._synapse(edge, delta))
-                learned.append((f"E[{edge.name}]", delta))
+                self._owned(f"E[{edge.synapse}]", delta, learned)
                 flops += 2 * prod(edge.shape)
         if calls:
             # A group of its own: it runs on the lane that owns the synapses, wherever the weights are updated.
@@ -284,19 +339,19 @@ class _Lowering:
             delta = self._delta(item.parameter, region)
             args = self._placed(call.args, at[item.operator])
             calls.append(Call(call.function, args, (), (delta,), (values[item.parameter].type,)))
-            self._owned(item.parameter, delta, learned)
+            self._owned(f"P[{item.parameter}]", delta, learned)
         return calls, learned
 
     def _delta(self, key: str, region: Region) -> str:
         label = {"weight": "dW", "bias": "db"}.get(key.rpartition(".")[2], "dP")
         return self.namer.new(f"{label}{region.id}")
 
-    def _owned(self, key: str, delta: str, learned: list[tuple[str, str]]) -> None:
-        """Note a contribution to a parameter: optimised right away where it is the only one."""
-        if key in self.tied:
-            self.shared.setdefault(key, []).append(delta)
+    def _owned(self, store: str, delta: str, learned: list[tuple[str, str]]) -> None:
+        """Note a contribution to a parameter or a synapse: optimised right away where it is the only one."""
+        if store in self.tied:
+            self.shared.setdefault(store, []).append(delta)
         else:
-            learned.append((f"P[{key}]", delta))
+            learned.append((store, delta))
 
     def _local(self, region: Region) -> tuple[list[Call], list[tuple[str, str]]]:
         """Updates of a region by local derivatives, means over the batch."""
@@ -314,7 +369,11 @@ class _Lowering:
                 "rules.carry.divided", (self._local_names(Ref(result)), Ref("B")), (), (delta,), (values[key].type,)
             )
             calls.append(mean)
-            self._owned(key, delta, learned)
+            self._owned(f"P[{key}]", delta, learned)
+        zero = [key for key in region.parameters if key not in found]
+        if zero:
+            cause = f"the derivative by {zero[0]} is zero everywhere, as behind a step function"
+            raise ModelError(Problem("RG303", cause, region.line or region.name))
         return calls, learned
 
     def _local_names(self, argument: Any) -> Any:
@@ -347,24 +406,32 @@ class _Lowering:
         """γ d eᵀ of Eq. 6 for one edge, in the direction that is subtracted from E."""
         source, target = self.regions[edge.source], self.regions[edge.target]
         kind = (TensorType(edge.shape, self._type(target).dtype),)
-        e, synapse = Ref(self.errors[edge.source]), Ref(f"E[{edge.name}]")
+        e, synapse = Ref(self.sampled[edge.source]), Ref(f"E[{edge.synapse}]")
         rate = (Ref("gamma"), Ref("B"), self.plan.rates.sign == "descend")
         if edge.form == "dense" and source.units <= _FEW:
             return Call("rules.synapse.dense_eq6_few", (synapse, e, *rate, source.shape), (), (delta,), kind)
         first = Ref(self.moved[edge.name]) if edge.form == "dense" else synapse
-        args = (first, e, *rate, source.shape, target.shape)
+        axes = (source.axis, target.axis) if edge.form == "token" else ()
+        args = (first, e, *rate, source.shape, target.shape, *axes)
         return Call(f"rules.synapse.{edge.form}_eq6", args, (), (delta,), kind)
 
     def _tied(self) -> None:
-        """Parameters with several contributions: their sum, once all regions that use them are done."""
-        types = {item.key: item.type for item in self.graph.parameters}
-        for number, (key, deltas) in enumerate(sorted(self.shared.items()), start=1):
+        """What has several contributions learns from their sum, once all regions that use it are done; a synapse on the
+        lane that owns it."""
+        types = {f"P[{item.key}]": item.type for item in self.graph.parameters}
+        for edge in self.plan.edges:
+            types[f"E[{edge.name}]"] = TensorType(edge.shape, self._type(self.regions[edge.target]).dtype)
+        lanes = {f"E[{edge.name}]": edge.target for edge in self.plan.edges}
+        for number, (store, deltas) in enumerate(sorted(self.shared.items()), start=1):
             total = self.namer.new(f"dS{number}")
             calls = [
-                Call("rules.target.total", tuple(Ref(delta) for delta in deltas), (), (total,), (types[key],)),
-                Call("optimise", (Ref(f"P[{key}]"), Ref(total), Ref("lr"))),
+                Call("rules.target.total", tuple(Ref(delta) for delta in deltas), (), (total,), (types[store],)),
+                Call("optimise", (Ref(store), Ref(total), Ref("lr"))),
             ]
-            self._add(f"optimise:{key}", "optimise", self.plan.regions.output, f"optimise:{key}", calls)
+            name = store[2:-1] if store.startswith("P") else f"synapses:{store[2:-1]}"
+            group = f"optimise:{name}" if store.startswith("P") else f"synapses:{lanes[store]}:shared"
+            region = self.plan.regions.output if store.startswith("P") else lanes[store]
+            self._add(f"optimise:{name}", "optimise", region, group, calls)
 
     def _buffers(self, late: set[str]) -> None:
         calls = self._operator_calls(tuple(item.name for item in self.graph.operators if item.name in late))

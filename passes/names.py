@@ -9,14 +9,14 @@ import builtins
 import keyword
 import re
 
-from reclra_graph.ir.operators import OperatorGraph
+from reclra_graph.ir.operators import OPAQUE, OperatorGraph
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.rules.operators import short
 from reclra_graph.verify.program import AUTOGRAD
 
 RESERVED = frozenset(
     {
-        "torch", "F", "P", "E", "C", "B", "lr", "beta", "gamma", "lanes", "here", "loss", "target", "optimise", "step",
+        "torch", "F", "P", "E", "C", "B", "M", "T", "opaque", "opaque_vjp", "lr", "beta", "gamma", "lanes", "here", "loss", "target", "optimise", "step",
         "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib",
         "PLAN", "SYNAPSES", "INPUTS", "LANES", "SMALLEST_BATCH", "Lanes",
         "aten", "math", "operator", "constants", "record", "wait", "lane", "self", "print", "device",
@@ -86,9 +86,11 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
     for region in regions.regions:
         for name in region.operators:
             operator = graph.by_name[name]
+            if operator.target == OPAQUE:
+                names[name] = namer.new(f"run{region.id}")
             if name in names or operator.types:
                 continue
-            if operator.target == "aten.sym_size.int" and operator.args[1] == 0 and _is_batch(graph, operator.reads[0]):
+            if operator.target == "aten.sym_size.int" and operator.size == "B":
                 names[name] = "B"
                 continue
             label = _SHORT.get(short(operator.target), short(operator.target).strip("_"))
@@ -102,6 +104,3 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
             names[name] = namer.new(f"{identifier(label + '_', 'v_').rstrip('_')}{region.id}")
     return names, namer
 
-
-def _is_batch(graph: OperatorGraph, name: str) -> bool:
-    return name in graph.types and bool(graph.types[name].shape) and graph.types[name].shape[0] == graph.batch

@@ -12,25 +12,18 @@ After:   regions. A region starts at a parametrised operator; it takes in what f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.ir.operators import Operator, OperatorGraph
+from reclra_graph.ir.operators import Operator, OperatorGraph, Parameter
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph, Update
+from reclra_graph.passes.blocks import block_of, find_blocks
+from reclra_graph.passes.extend import extended
+from reclra_graph.passes.features import feature_axis
+from reclra_graph.passes.growing import Growing
+from reclra_graph.passes.local import local_derivatives
 from reclra_graph.rules.operators import is_activation, short
 from reclra_graph.rules.table import NORMS, carry, data_read, derived_read, parameters_read, update
-
-
-@dataclass
-class _Open:
-    """A region that is still growing; ``end`` is the value it has reached."""
-
-    core: list[str]
-    end: str
-    first: Operator
-    block: str
-    activation: tuple[str, ...] = ()
-    post: str = ""
 
 
 def partition(graph: OperatorGraph) -> RegionGraph:
@@ -45,8 +38,8 @@ def partition(graph: OperatorGraph) -> RegionGraph:
         raise ModelError(Problem("RG302", f"no parameter of {graph.model} requires grad", graph.model))
     blocks = find_blocks(graph)
     grown = _grow(graph, blocks)
-    regions, output = _number(graph, grown)
-    result = _with_updates(graph, regions, output)
+    regions, outputs = _number(graph, extended(graph, [*grown, *_bare(graph, grown)]))
+    result = _with_updates(graph, regions, outputs)
     if not any(region.learns for region in result.regions):
         raise ModelError(
             Problem("RG302", "no parameter that requires grad is used on the way to the output", graph.model)
@@ -54,55 +47,22 @@ def partition(graph: OperatorGraph) -> RegionGraph:
     return result
 
 
-def find_blocks(graph: OperatorGraph) -> tuple[str, ...]:
-    """Paths of the modules that repeat: the outermost whose class occurs again and that hold two layers or more.
-
-    PyTorch's own containers count only where no class of the model's own repeats.
-    """
-    owners: dict[str, set[str]] = {}
-    for parameter in graph.parameters:
-        for key in (parameter.key, *parameter.tied):
-            owner = key.rpartition(".")[0]
-            parts = owner.split(".")
-            for depth in range(1, len(parts)):
-                owners.setdefault(".".join(parts[:depth]), set()).add(owner)
-    classes = dict(graph.modules)
-    holders = [(path, kind) for path, kind in graph.modules if len(owners.get(path, ())) >= 2]
-    for containers in (False, True):
-        kinds = [kind for _, kind in holders]
-        repeated = [
-            path
-            for path, kind in holders
-            if kinds.count(kind) > 1
-            and kind not in ("ModuleList", "ModuleDict")
-            and (containers or kind != "Sequential")
-        ]
-        outermost = [path for path in repeated if not any(path.startswith(other + ".") for other in repeated)]
-        if len(outermost) > 1:
-            return tuple(path for path in classes if path in outermost)
-    return ()
-
-
-def _block_of(module: str, blocks: tuple[str, ...]) -> str:
-    return next((path for path in blocks if module == path or module.startswith(path + ".")), "")
-
-
-def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[_Open]:
+def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
     """All regions with a parametrised operator, closed."""
-    open_at: dict[str, _Open] = {}
-    closed: list[_Open] = []
+    open_at: dict[str, Growing] = {}
+    closed: list[Growing] = []
 
-    def close(region: _Open) -> None:
+    def close(region: Growing) -> None:
         region.post = region.post or region.end
         open_at.pop(region.end, None)
         closed.append(region)
 
     for operator in graph.operators:
         data = data_read(operator, graph)
-        block = _block_of(operator.module, blocks)
+        block = block_of(operator.module, blocks)
         arriving = [open_at[name] for name in data if name in open_at]
         mine = [region for region in arriving if region.block == block and _only_user(graph, region.end, operator)]
-        if operator.name in graph.without_data:
+        if operator.name in graph.without_data or operator.name not in graph.reaching:
             continue
         parametrised = any(name in graph.derived for name in operator.reads)
         grows = (
@@ -129,8 +89,8 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[_Open]:
             for region in arriving:
                 close(region)
             if parametrised:
-                open_at[operator.name] = _Open([operator.name], operator.name, operator, block)
-        if operator.name == graph.output and operator.name in open_at:
+                open_at[operator.name] = Growing([operator.name], operator.name, operator, block)
+        if operator.name in graph.output_values and operator.name in open_at:
             close(open_at[operator.name])
     for region in list(open_at.values()):
         close(region)
@@ -148,56 +108,41 @@ def _only_user(graph: OperatorGraph, value: str, operator: Operator) -> bool:
         for user in users
         if not (user.target.startswith("aten.sym_") or (user.type is None and not user.types))
     }
-    return counted == {operator.name} and value != graph.output
+    return counted == {operator.name} and value not in graph.output_values
 
 
-def _merged(regions: list[_Open], operator: Operator) -> _Open:
+def _merged(regions: list[Growing], operator: Operator) -> Growing:
     main = max(regions, key=lambda region: len(region.core))
     core = [name for region in regions for name in region.core]
-    return _Open([*core, operator.name], operator.name, main.first, main.block)
+    return Growing([*core, operator.name], operator.name, main.first, main.block)
 
 
-def _number(graph: OperatorGraph, grown: list[_Open]) -> tuple[tuple[Region, ...], int]:
-    """Regions with ids, every operator assigned to one, and the id of the output."""
+def _number(graph: OperatorGraph, grown: list[Growing]) -> tuple[tuple[Region, ...], tuple[int, ...]]:
+    """Regions with ids, every operator assigned to one, and the ids of the outputs."""
     position = {operator.name: index for index, operator in enumerate(graph.operators)}
     grown.sort(key=lambda region: position[region.post])
     owner: dict[str, int] = {item.name: 0 for item in graph.inputs}
+    blocks_end: dict[str, int] = {}
     for number, region in enumerate(grown, start=1):
-        for name in (*region.core, *region.activation):
-            owner[name] = number
-    bare = graph.output not in {region.post for region in grown}
-    if bare:
-        owner[graph.output] = len(grown) + 1
+        owner.update(dict.fromkeys((*region.core, *region.activation), number))
+        blocks_end[region.block] = number
     for operator in graph.operators:
         if operator.name not in owner:
             owner[operator.name] = max((owner[name] for name in operator.reads if name in owner), default=0)
     members: dict[int, list[str]] = {}
     for operator in graph.operators:
         members.setdefault(owner[operator.name], []).append(operator.name)
-
-    problems: list[Problem] = []
     first = graph.inputs[0]
-    head = Region(
-        0, "input", "input", tuple(members.get(0, ())), first.name, (), first.name, graph.sample_shape(first.name) or ()
-    )
-    regions = [head]
-    blocks_end: dict[str, int] = {region.block: number for number, region in enumerate(grown, start=1)}
+    shape = graph.sample_shape(first.name) or ()
+    regions = [Region(0, "input", "input", tuple(members.get(0, ())), first.name, (), first.name, shape)]
     for number, region in enumerate(grown, start=1):
         shape = graph.sample_shape(region.end)
-        if shape is None:
-            found = graph.types[region.end].shape
-            problems.append(
-                Problem(
-                    "RG305", f"{region.first.module or region.end} gives a tensor of shape {found}", region.first.line
-                )
-            )
-            continue
-        ends = region.block != "" and blocks_end[region.block] == number
+        assert shape is not None, region
         regions.append(
             Region(
                 number,
                 region.first.module or region.first.name,
-                "layer",
+                region.kind,
                 tuple(members[number]),
                 region.end,
                 region.activation,
@@ -205,56 +150,74 @@ def _number(graph: OperatorGraph, grown: list[_Open]) -> tuple[tuple[Region, ...
                 shape,
                 (),
                 region.block,
-                ends,
+                region.block != "" and blocks_end[region.block] == number,
                 region.first.line,
+                graph.layouts[region.end],
+                feature_axis(graph, members[number], region.end),
             )
         )
+    at = {region.post: region.id for region in regions}
+    return tuple(regions), tuple(at[item.value] for item in graph.outputs)
+
+
+def _bare(graph: OperatorGraph, grown: list[Growing]) -> list[Growing]:
+    """Outputs that no layer ends with: they carry their loss's error alone."""
+    ends = {region.post for region in grown}
+    missing = dict.fromkeys(item.value for item in graph.outputs if item.value not in ends)
+    problems = [
+        Problem("RG203", f"forward() returns {name}, which it does not compute", graph.model)
+        for name in missing
+        if name not in graph.by_name
+    ]
     if problems:
         raise ModelError(problems)
-    if not bare:
-        return tuple(regions), next(region.id for region in regions if region.post == graph.output)
-    number = len(grown) + 1
-    final = graph.by_name.get(graph.output)
-    name = (final.module or final.name) if final else graph.output
-    shape = graph.sample_shape(graph.output) or ()
-    regions.append(
-        Region(
-            number,
-            name,
-            "output",
-            tuple(members.get(number, ())),
-            graph.output,
-            (),
-            graph.output,
-            shape,
-            line=final.line if final else "",
-        )
-    )
-    return tuple(regions), number
+    return [Growing([name], name, graph.by_name[name], "", (), name, "output") for name in missing]
 
 
-def _with_updates(graph: OperatorGraph, regions: tuple[Region, ...], output: int) -> RegionGraph:
+def _with_updates(graph: OperatorGraph, regions: tuple[Region, ...], outputs: tuple[int, ...]) -> RegionGraph:
     """Regions with the rule by which each parameter learns, and the parameters that do not learn."""
     learns = {item.name: item for item in graph.parameters if item.learns}
     found: dict[int, list[Update]] = {}
-    used: set[str] = set()
     for region in regions:
         paths = _paths(graph, region)
         for name in region.operators:
-            if name in graph.without_data:
+            if name in graph.without_data or name not in graph.reaching:
                 continue
             operator = graph.by_name[name]
             for item in _updates(graph, operator, paths.get(name)):
                 if item.parameter in {parameter.key for parameter in learns.values()}:
-                    used.add(item.parameter)
                     found.setdefault(region.id, []).append(item)
+    done = tuple(replace(region, updates=tuple(found.get(region.id, ()))) for region in regions)
+    flat: set[str] = set()
+    done = tuple(_without_zeros(graph, region, flat) for region in done)
+    used = {key for region in done for key in region.parameters}
     frozen = [
-        (item.key, "requires_grad is False" if not item.learns else "not used by forward()")
+        (item.key, _why_frozen(graph, item, flat))
         for item in graph.parameters
         if item.key not in used
     ]
-    done = tuple(replace(region, updates=tuple(found.get(region.id, ()))) for region in regions)
-    return RegionGraph(graph, done, output, tuple(frozen))
+    return RegionGraph(graph, done, outputs, tuple(frozen))
+
+
+def _without_zeros(graph: OperatorGraph, region: Region, flat: set[str]) -> Region:
+    """The region without the parameters whose local derivative is zero everywhere; ``flat`` learns their keys."""
+    if all(item.rule != LOCAL for item in region.updates):
+        return region
+    _, moved = local_derivatives(graph, region, "e", lambda name: name)
+    flat.update(key for key in region.parameters if key not in moved)
+    return replace(region, updates=tuple(item for item in region.updates if item.parameter in moved))
+
+
+def _why_frozen(graph: OperatorGraph, item: Parameter, flat: set[str]) -> str:
+    if not item.learns:
+        return "requires_grad is False"
+    if item.key in flat:
+        return "its derivative is zero everywhere, as behind a step function"
+    if graph.users.get(item.name):
+        return "it only moves buffers"
+    if graph.unused:
+        return f"not used on the way to {', '.join(output.label for output in graph.outputs)}"
+    return "not used by forward()"
 
 
 def _updates(graph: OperatorGraph, operator: Operator, path: tuple[str, ...] | None) -> Iterator[Update]:

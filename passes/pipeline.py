@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -52,14 +52,18 @@ class _Clock:
 
 
 def compile_model(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], options: Options, progress: Progress | None = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: Options,
+    progress: Progress | None = None,
 ) -> Compilation:
-    """All passes over a model. Raises UsageError for impossible options, ModelError for impossible models."""
+    """All passes over a model, called as ``model(*args, **kwargs)``. Raises UsageError for impossible options, ModelError for impossible models."""
     problems = options.problems()
     if problems:
         raise UsageError(problems)
     clock = _Clock(progress)
-    graph, constants = clock.run("capture", lambda: _captured(model, example_inputs))
+    graph, constants = clock.run("capture", lambda: _captured(model, args, kwargs, options))
     regions = clock.run("partition", lambda: verify(partition(graph)))
     plan = clock.run("wire", lambda: verify(wire(regions, options)))
     tasks = clock.run("lower", lambda: verify(lower(plan)))
@@ -68,12 +72,16 @@ def compile_model(
     return Compilation(program, constants, tuple(clock.seconds.items()))
 
 
-def explain_model(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> RegionGraph:
+def explain_model(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options | None = None
+) -> RegionGraph:
     """Capture and partition only: what ``reclra explain`` reports before anything is built."""
-    graph, _ = _captured(model, example_inputs)
+    graph, _ = _captured(model, args, kwargs, options or Options())
     return verify(partition(graph))
 
 
-def _captured(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[OperatorGraph, dict[str, Tensor]]:
-    graph, constants = capture(model, example_inputs)
+def _captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options
+) -> tuple[OperatorGraph, dict[str, Tensor]]:
+    graph, constants = capture(model, args, kwargs, options)
     return verify(graph), constants

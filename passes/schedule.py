@@ -27,12 +27,12 @@ def schedule(tasks: TaskGraph) -> Schedule:
         queues.setdefault(slot.lane, []).extend(groups[slot.group])
         kind, _, region = slot.group.partition(":")
         # Synapses learn on the lane that owns them: with their region's update where it runs there, else at the end.
-        if kind == "update" and placed[f"target:{region}"].lane == slot.lane:
+        if kind == "update" and placed[_target(tasks, region)].lane == slot.lane:
             queues[slot.lane].extend(groups.pop(f"synapses:{region}", ()))
     for name, members in groups.items():
-        kind, _, region = name.partition(":")
+        kind, _, rest = name.partition(":")
         if kind == "synapses":
-            queues[placed[f"target:{region}"].lane].extend(members)
+            queues[placed[_target(tasks, rest.partition(":")[0])].lane].extend(members)
     queues[0].extend(groups.get("buffers", ()))
     numbers = {lane: index for index, lane in enumerate(sorted(queues))}
     queues = {numbers[lane]: queue for lane, queue in queues.items()}
@@ -69,7 +69,7 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
         if _apart(name):
             continue
         kind, _, region = name.partition(":")
-        near = f"target:{region}"
+        near = _target(tasks, region)
         if kind == "target":
             near = next((item for item in after[name] if item.startswith("target:")), "")
         elif kind == "optimise":
@@ -77,6 +77,12 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
         cost = sum(task.cost for task in members)
         jobs.append(Job(name, cost, tuple(after[name]), kind == "target", near))
     return jobs
+
+
+def _target(tasks: TaskGraph, region: str) -> str:
+    """The group that computes a region's error: of every output it is the loss's."""
+    outputs = tasks.plan.regions.outputs
+    return f"target:{outputs[0]}" if region.isdigit() and int(region) in outputs else f"target:{region}"
 
 
 def _apart(group: str) -> bool:

@@ -39,6 +39,8 @@ PLAN = {digest!r}
 SYNAPSES = {synapses}
 # Inputs: name -> (shape with B for the batch, dtype).
 INPUTS = {inputs}
+# Targets: label, where there are several -> (shape, dtype, number of classes (0: values, -1: probabilities), class index that is ignored).
+TARGETS = {targets}
 SMALLEST_BATCH = {smallest}
 LANES = {lanes}
 """
@@ -113,18 +115,20 @@ def sgd(store, name, delta, lr):
     store[name].sub_(delta.to(store[name].device), alpha=lr)
 
 
-def check_inputs(inputs, target, classes):
+def check_inputs(inputs, target, size):
     """Refuse inputs and targets that the step was not compiled for, before anything is computed."""
-    size = next(iter(inputs.values())).shape[0] if next(iter(inputs.values())).dim() else 0
-    for name, (shape, dtype) in INPUTS.items():
-        value = inputs[name]
-        wanted = [size if n == "B" else n for n in shape]
+    targets = {"": target} if torch.is_tensor(target) else target
+    given = {f"input {name}": (inputs[name], *wanted) for name, wanted in INPUTS.items()}
+    given |= {f"the target {label}".strip(): (targets[label], *wanted[:2]) for label, wanted in TARGETS.items()}
+    for name, (value, shape, dtype) in given.items():
+        wanted = [n if isinstance(n, int) else size * int(n.strip("B*") or 1) for n in shape]
         if list(value.shape) != wanted or value.dtype != getattr(torch, dtype) or size == 0:
-            given = f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
-            raise ValueError(f"RG601 input {name} is {given}, not {dtype} of shape {list(shape)}")
+            code = "RG601" if name.startswith("input") else "RG602"
+            seen = f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}"
+            raise ValueError(f"{code} {name} is {seen}, not {dtype} of shape {list(shape)}")
     if size < SMALLEST_BATCH:
         raise ValueError(f"RG601 batch norm needs a batch of at least {SMALLEST_BATCH}, not of {size}")
-@check_target@
+@check_range@
 
 def check(loss, *inputs):
     """Refuse to learn from a loss or an input that is not finite; nothing has been changed yet."""
@@ -136,21 +140,45 @@ def check(loss, *inputs):
 
 '''
 
-CHECK_CLASSES = """    wanted = [size, *@positions@]
-    if list(target.shape) != wanted or target.dtype != torch.int64:
-        given = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
-        raise ValueError(f"RG602 the target is {given}, not int64 class indices of shape {wanted}")
-    if target.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
-        low, high = int(target.min()), int(target.max())
-        raise ValueError(f"RG603 classes lie between {low} and {high}, not between 0 and {classes - 1}")
-"""
+CHECK_CLASSES = '''    for label, (_, _, classes, ignored) in TARGETS.items():
+        if classes > 0 and targets[label].device.type == "cpu":
+            counted = targets[label] if ignored is None else targets[label][targets[label] != ignored]
+            low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
+            if not 0 <= low <= high < classes:
+                raise ValueError(f"RG603 classes lie between {low} and {high}, not between 0 and {classes - 1}")
+'''
 
-CHECK_VALUES = """    wanted = [size, *@positions@]
-    if list(target.shape) != wanted or target.dtype != torch.@dtype@:
-        given = f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"
-        raise ValueError(f"RG602 the target is {given}, not @dtype@ of shape {wanted}")
-"""
+CHECK_RANGE = '''    for label, (_, _, classes, _) in TARGETS.items():
+        value = targets[label]
+        if classes == -1 and value.device.type == "cpu" and not bool(((value >= 0) & (value <= 1)).all()):
+            raise ValueError("RG603 targets of binary cross-entropy lie between 0 and 1")
+'''
 
-CHECK_RANGE = """    if target.device.type == "cpu" and not bool(((target >= 0) & (target <= 1)).all()):
-        raise ValueError("RG603 targets of binary cross-entropy lie between 0 and 1")
-"""
+OPAQUE = '''
+def opaque(module, args, kwargs):
+    """Run a sub-module that could not be captured, as it is. Returns the tensors of its result, and the run itself.
+
+    The step takes these sub-modules as M, by their paths: `M=dict(model.named_modules())`."""
+    given = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
+    with torch.enable_grad():
+        inputs = [value.detach().requires_grad_(value.is_floating_point()) for value in given]
+        left = iter(inputs)
+        args, kwargs = torch.utils._pytree.tree_map(lambda v: next(left) if torch.is_tensor(v) else v, (args, kwargs))
+        results = [v for v in torch.utils._pytree.tree_leaves(module(*args, **kwargs)) if torch.is_tensor(v)]
+    return [value.detach() for value in results], (inputs, results)
+
+
+def opaque_vjp(module, run, errors, names):
+    """The only use of autograd: from a sub-module's results to its own inputs and parameters, and no further."""
+    inputs, results = run
+    ends = [(result, error) for result, error in zip(results, errors) if error is not None and result.requires_grad]
+    wanted = [*inputs, *(module.get_parameter(name) for name in names)]
+    moving = [value for value in wanted if value.requires_grad]
+    found = [None] * len(moving)
+    if ends and moving:
+        found = torch.autograd.grad([end for end, _ in ends], moving, [error for _, error in ends], allow_unused=True)
+    left = iter(found)
+    found = [next(left) if value.requires_grad else None for value in wanted]
+    return [torch.zeros_like(value) if error is None else error for value, error in zip(wanted, found)]
+
+'''

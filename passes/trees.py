@@ -19,12 +19,12 @@ Parents = dict[int, int]
 
 def supported(regions: RegionGraph) -> list[Region]:
     """Regions that learn, below the output, in order."""
-    return [region for region in regions.regions if region.learns and region.id != regions.output]
+    return [region for region in regions.regions if region.learns and region.id not in regions.outputs]
 
 
 def bottlenecks(regions: RegionGraph) -> tuple[int, ...]:
     """Narrow layers: fewer units than the hidden regions before and behind. A model that only ever narrows has none."""
-    hidden = [region for region in regions.regions if region.kind == "layer" and region.id != regions.output]
+    hidden = [region for region in regions.regions if region.kind == "layer" and region.id not in regions.outputs]
     found, widens = [], False
     for index, region in enumerate(hidden):
         near = [hidden[place].units for place in (index - 1, index + 1) if 0 <= place < len(hidden)]
@@ -34,13 +34,20 @@ def bottlenecks(regions: RegionGraph) -> tuple[int, ...]:
     return tuple(found) if widens else ()
 
 
-def _pairs(parents: Parents) -> tuple[tuple[int, int], ...]:
-    return tuple((source, target) for target, source in sorted(parents.items()))
+def _pairs(regions: RegionGraph, parents: Parents) -> tuple[tuple[int, int], ...]:
+    """(source, target), by target. What hangs on the output hears from every output that it flows into."""
+    found: list[tuple[int, int]] = []
+    ahead = _reachable(regions) if len(regions.outputs) > 1 else {}
+    for target, source in sorted(parents.items()):
+        reached = [number for number in regions.outputs if number in ahead.get(target, ())]
+        several = reached if source == regions.output and reached else [source]
+        found.extend((number, target) for number in sorted(several))
+    return tuple(found)
 
 
 def flat(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
     """Every region hears from the output itself."""
-    return _pairs({region.id: regions.output for region in supported(regions)})
+    return _pairs(regions, {region.id: regions.output for region in supported(regions)})
 
 
 def chain(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
@@ -52,11 +59,13 @@ def chain(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
     waiting = [region.id for region in supported(regions)]
     while waiting:
         number = waiting.pop()
-        if number in parents or number == regions.output:
+        if number in parents or number in regions.outputs:
             continue
         parents[number] = min((item for item in following.get(number, ()) if item > number), default=regions.output)
+        if parents[number] in regions.outputs:
+            parents[number] = regions.output
         waiting.append(parents[number])
-    return _pairs(parents)
+    return _pairs(regions, parents)
 
 
 def relayed(regions: RegionGraph, relays: Sequence[int], depth: int) -> tuple[tuple[int, int], ...]:
@@ -67,7 +76,7 @@ def relayed(regions: RegionGraph, relays: Sequence[int], depth: int) -> tuple[tu
         if region.id not in relays:
             nearest = [relay for relay in relays if relay > region.id and relay in ahead[region.id]]
             parents[region.id] = min(nearest, default=regions.output)
-    return _pairs(parents)
+    return _pairs(regions, parents)
 
 
 def block_wise(regions: RegionGraph, ends: Sequence[int], depth: int) -> tuple[tuple[int, int], ...]:
@@ -77,12 +86,12 @@ def block_wise(regions: RegionGraph, ends: Sequence[int], depth: int) -> tuple[t
     for region in supported(regions):
         if region.id not in ends:
             parents[region.id] = end_of.get(region.block, regions.output) if region.block else regions.output
-    return _pairs(parents)
+    return _pairs(regions, parents)
 
 
 def grouped(regions: RegionGraph, depth: int) -> tuple[tuple[int, int], ...]:
     """A tree of exactly the depth asked for, from groups of neighbouring regions, the last of each its relay."""
-    return _pairs(_tree([region.id for region in supported(regions)], regions.output, depth))
+    return _pairs(regions, _tree([region.id for region in supported(regions)], regions.output, depth))
 
 
 def _tree(members: list[int], parent: int, depth: int) -> Parents:
@@ -135,7 +144,7 @@ def explicit(regions: RegionGraph, wiring: str | Iterable[str]) -> tuple[tuple[i
             problems.append(
                 Problem("RG404", f"edge {item}: there is no region {unknown[0]} with error neurons", "wiring")
             )
-        elif target == regions.output:
+        elif target in regions.outputs:
             problems.append(
                 Problem("RG404", f"edge {item} leads into the output, whose error comes from the loss", "wiring")
             )
@@ -152,13 +161,13 @@ def explicit(regions: RegionGraph, wiring: str | Iterable[str]) -> tuple[tuple[i
 
 def _unsound(regions: RegionGraph, pairs: Sequence[tuple[int, int]]) -> list[Problem]:
     wires = nx.DiGraph(list(pairs))
-    wires.add_node(regions.output)
+    wires.add_nodes_from(regions.outputs)
     if not nx.is_directed_acyclic_graph(wires):
         cycle = " -> ".join(str(edge[0]) for edge in nx.find_cycle(wires))
         return [Problem("RG408", f"the error edges form a cycle: {cycle}", "wiring")]
-    reached = nx.descendants(wires, regions.output)
+    reached = {number for output in regions.outputs for number in nx.descendants(wires, output)}
     dead = [region for region in supported(regions) if region.id not in reached]
-    unfed = sorted({source for source, _ in pairs if source != regions.output and source not in reached})
+    unfed = sorted({source for source, _ in pairs if source not in regions.outputs and source not in reached})
     return [
         Problem("RG407", f"no error reaches region {region.id} ({region.name})", region.line or region.name)
         for region in dead

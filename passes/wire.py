@@ -20,7 +20,7 @@ import networkx as nx
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
-from reclra_graph.ir.wiring import Candidate, Edge, Rates, WiringPlan
+from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan
 from reclra_graph.options import Options
 from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
 from reclra_graph.passes.trees import block_wise, bottlenecks, chain, explicit, flat, grouped, relayed, supported
@@ -45,16 +45,16 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     considered = _candidates(regions, options, relays)
     rows: list[tuple[tuple[int, int, int, int, int], _Wiring, Candidate, tuple[Edge, ...]]] = []
     for wiring in considered:
-        edges = tuple(_edge(regions, source, target, options) for source, target in wiring.pairs)
-        levels = _levels(regions.output, wiring.pairs)
+        edges = _shared(regions, tuple(_edge(regions, source, target, options) for source, target in wiring.pairs))
+        levels = _levels(regions.outputs, wiring.pairs)
         jobs = unit_jobs(regions, wiring.pairs)
         candidate = Candidate(
             wiring.name,
             max(levels.values(), default=0),
-            _sources(wiring.pairs, regions.output),
+            _sources(wiring.pairs, regions.outputs),
             makespan(list_schedule(jobs, options.gpus)),
             sum(job.cost for job in jobs),
-            sum(edge.bytes for edge in edges),
+            sum(edge.bytes for edge in edges if not edge.shared),
             sum(levels.values()),
         )
         key = (not wiring.eligible, candidate.makespan, not wiring.structural, candidate.bytes, candidate.path)
@@ -71,15 +71,15 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
         raise ModelError(Problem("RG402", cause, "depth", "Leave out depth, or choose another wiring or other relays."))
     update = tuple((region.id, _update_rule(region, options)) for region in regions.regions if region.learns)
     return WiringPlan(
-        regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options), candidates,
-        _why(winner, wiring, candidates, options), options.seed,
+        regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options),
+        _losses(regions, options), candidates, _why(winner, wiring, candidates, options), options.seed,
     )  # fmt: skip
 
 
 def _rates(options: Options) -> Rates:
     return Rates(
-        options.beta, options.gamma, options.kappa, options.norm, options.sign, options.gain, options.loss,
-        options.optimizer, options.lr,
+        options.beta, options.gamma, options.kappa, options.norm, options.sign, options.gain, options.optimizer,
+        options.lr,
     )  # fmt: skip
 
 
@@ -96,14 +96,14 @@ def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | N
             by_name.setdefault(region.name, region.id)
             if region.ends_block:
                 by_name.setdefault(region.block, region.id)
-    allowed = {site for site in regions.sites if site != regions.output}
+    allowed = {site for site in regions.sites if site not in regions.outputs}
     found: list[int] = []
     problems: list[Problem] = []
     for item in options.relays:
         number = int(item) if isinstance(item, int) or str(item).isdigit() else by_name.get(str(item), -1)
         if number not in allowed:
             known = f"regions 1 to {max(allowed, default=0)}" if allowed else "no regions"
-            what = "the output, which sends to all relays" if number == regions.output else "no region below the output"
+            what = "the output, which sends to all relays" if number in regions.outputs else "no region below the output"
             problems.append(Problem("RG403", f"relay {item!r} is {what}; the model has {known}", "relays"))
         found.append(number)
     return tuple(sorted(set(found))), problems
@@ -170,7 +170,7 @@ def _candidates(regions: RegionGraph, options: Options, relays: tuple[int, ...] 
     if depth == 1:
         return [direct, chained]
     if depth is not None:
-        own = [item for item in own if max(_levels(regions.output, item.pairs).values()) == depth]
+        own = [item for item in own if max(_levels(regions.outputs, item.pairs).values()) == depth]
         return [*own, _Wiring("groups", grouped(regions, depth)), *yardsticks]
     return [*own, direct, chained]
 
@@ -178,7 +178,7 @@ def _candidates(regions: RegionGraph, options: Options, relays: tuple[int, ...] 
 def _own_relays(regions: RegionGraph, depth: int) -> list[_Wiring]:
     """Wirings whose relays are the model's own: block outputs, bottlenecks."""
     found = []
-    ends = tuple(region.id for region in regions.regions if region.ends_block and region.id != regions.output)
+    ends = tuple(region.id for region in regions.regions if region.ends_block and region.id not in regions.outputs)
     if ends:
         found.append(_Wiring("blocks", block_wise(regions, ends, depth), structural=True))
     narrow = () if ends else bottlenecks(regions)  # narrow layers inside blocks are the blocks' own affair
@@ -188,19 +188,55 @@ def _own_relays(regions: RegionGraph, depth: int) -> list[_Wiring]:
 
 
 def _edge(regions: RegionGraph, source: int, target: int, options: Options) -> Edge:
+    """An edge with the form of its synapse: over sequences position by position, else dense; shared over positions where
+    dense would be too large."""
     first, second = regions.regions[source], regions.regions[target]
     item = 8 if regions.graph.types[second.pre].dtype == "float64" else 4
     shape, form = (second.units, first.units), "dense"
-    if shape[0] * shape[1] > options.synapse_entries and len(second.shape) > 1:
-        shape, form = (second.shape[0], first.shape[0]), "channel"
+    sequences = first.axis == second.axis == -1 and first.shape[:-1] == second.shape[:-1] and len(second.shape) > 1
+    if sequences or (shape[0] * shape[1] > options.synapse_entries and len(second.shape) > 1):
+        shape, form = (second.features, first.features), "token" if -1 in (first.axis, second.axis) else "channel"
     return Edge(source, target, form, options.rule, shape, shape[0] * shape[1] * item)
 
 
-def _levels(output: int, pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
+def _shared(regions: RegionGraph, edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
+    """Edges to a layer that runs several times, each through the synapse of its first run."""
+    first: dict[tuple[int, tuple[str, ...], tuple[int, int], str], str] = {}
+    found = []
+    for edge in edges:
+        key = (edge.source, regions.regions[edge.target].parameters, edge.shape, edge.form)
+        name = first.setdefault(key, edge.name) if key[1] else edge.name
+        found.append(replace(edge, shared="" if name == edge.name else name))
+    return tuple(found)
+
+
+def _losses(regions: RegionGraph, options: Options) -> tuple[Loss, ...]:
+    """The loss of each output."""
+    found = []
+    for item, number in zip(regions.graph.outputs, regions.outputs, strict=True):
+        kind, region = options.loss_of(item.label), regions.regions[number]
+        if kind not in ("cross-entropy", "causal-lm"):
+            found.append(Loss(item.label, kind))
+            continue
+        # A map of one position, [B, C, 1, 1], has its classes counted from the end (see rules.loss).
+        first = 1 if len(region.shape) == 1 or region.units > region.features else -len(region.shape)
+        axis = first if region.axis == 0 else -1
+        weights = options.class_weights
+        if weights and len(weights) != region.features:
+            cause = f"there are {len(weights)} class weights for the {region.features} classes of {item.label!r}"
+            raise ModelError(Problem("RG405", cause, "class_weights"))
+        if kind == "causal-lm" and (axis != -1 or len(region.shape) != 2 or region.shape[0] < 2):
+            cause = f"{item.label!r} is {region.shape} per sample, not (positions, classes) with two positions or more"
+            raise ModelError(Problem("RG405", cause, "loss"))
+        found.append(Loss(item.label, kind, axis, options.label_smoothing, options.ignore_index, weights))
+    return tuple(found)
+
+
+def _levels(outputs: Sequence[int], pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
     """Length of the longest error path to every region that is reached."""
     wires = nx.DiGraph(list(pairs))
-    wires.add_node(output)
-    levels = {output: 0}
+    wires.add_nodes_from(outputs)
+    levels = dict.fromkeys(outputs, 0)
     for number in nx.topological_sort(wires):
         for _, target in wires.out_edges(number):
             if number in levels:
@@ -208,24 +244,29 @@ def _levels(output: int, pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
     return levels
 
 
-def _sources(pairs: Sequence[tuple[int, int]], output: int) -> tuple[int, ...]:
-    return tuple(sorted({source for source, _ in pairs if source != output}))
+def _sources(pairs: Sequence[tuple[int, int]], outputs: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted({source for source, _ in pairs if source not in outputs}))
 
 
 def unit_jobs(regions: RegionGraph, pairs: Sequence[tuple[int, int]]) -> list[Job]:
     """Jobs of the unit-cost model: a target for every region that an error reaches, an update for each that learns."""
     incoming: dict[int, list[int]] = {}
     for source, target in pairs:
-        incoming.setdefault(target, []).append(source)
-    levels = _levels(regions.output, pairs)
+        # All outputs get their errors at once, from the loss.
+        sender = regions.output if source in regions.outputs else source
+        if sender not in incoming.setdefault(target, []):
+            incoming[target].append(sender)
+    levels = _levels(regions.outputs, pairs)
     reached = sorted(levels, key=lambda number: (levels[number], -number))
     targets = [
         Job(f"target:{number}", 1, tuple(f"target:{source}" for source in incoming.get(number, ())),
             near=f"target:{max(incoming[number])}" if number in incoming else "")
         for number in reached
+        if number == regions.output or number not in regions.outputs
     ]  # fmt: skip
+    after = {number: regions.output if number in regions.outputs else number for number in reached}
     updates = [
-        Job(f"update:{number}", 1, (f"target:{number}",), urgent=False, near=f"target:{number}")
+        Job(f"update:{number}", 1, (f"target:{after[number]}",), urgent=False, near=f"target:{after[number]}")
         for number in reached
         if regions.regions[number].learns
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,15 @@ from reclra_graph.ir.text import digest, from_text
 from reclra_graph.options import Options
 from reclra_graph.passes.pipeline import compile_model
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.structure import called
 from reclra_graph.verify import verify
 
 
 def compile(  # named as torch.compile is
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Any,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     gpus: int = 1,
     depth: int | str = "auto",
     relays: Sequence[int | str] | None = None,
@@ -34,45 +37,65 @@ def compile(  # named as torch.compile is
     norm: int = 2,
     sign: str = "descend",
     gain: bool = False,
-    loss: str = "cross-entropy",
+    loss: str | Mapping[str, str] = "cross-entropy",
+    output: str | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    class_weights: Sequence[float] = (),
     optimizer: str = "sgd",
     lr: float = 0.1,
     update: str = "analytic",
     strict: bool = False,
     seed: int = 0,
     synapse_entries: int = 1 << 22,
+    frontend: str = "auto",
     progress: Callable[[str], None] | None = None,
 ) -> CompiledStep:
     """A training step for ``model`` without backpropagation. The model is not changed, only read.
 
-    example_inputs: a tensor or a tuple of them, as forward() takes them, the batch first; the batch size stays free
-        where the model allows it.
+    example_inputs: what forward() takes: a tensor; a tuple or list of positional arguments, each a tensor or a nest of
+        dicts, tuples, lists and dataclasses with tensors in it; or a mapping of keyword arguments. Arguments without a
+        tensor are constants of the step. The batch is the first dimension of the first tensor; its size stays free where
+        the model allows it. example_kwargs: keyword arguments beside positional ones.
     gpus: lanes to schedule for. depth: longest error path in edges, or "auto". relays: regions (ids or module paths)
         that pass errors on. wiring: "auto", "flat", "chain", "blocks", or edges as "9->5" or (9, 5).
     rule: learning of the error synapses, "eq6" or "fixed". beta, gamma: β and γ of the rule. kappa: region id → κ_i.
     norm: p = q of the discrepancy, 2 or 1. sign: of Eq. 6, "descend" or "printed". gain: divide e_i by β.
-    loss: "cross-entropy", "mse" (half the squared distance) or "bce-with-logits".
+    loss: "cross-entropy" (classes in the last dimension of a sequence's output, [B, T, C], else in dimension 1),
+        "causal-lm" (the same, each position predicting the next target), "mse" (half the squared distance) or
+        "bce-with-logits"; where forward() returns several tensors, of the one called ``output`` ("logits", "0",
+        "aux.0"; by default "logits", "out", or the first), or a mapping from such labels to losses.
+    label_smoothing, ignore_index, class_weights: of the losses over classes, as torch.nn.functional has them.
     optimizer, lr: of ``step(x, target)``.
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
-    synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions ("channel").
+    synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
+    frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
     progress: told the name of each pass as it starts.
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(Problem("RG104", f"the model is a {type(model).__name__}, not an nn.Module", "model"))
-    if not isinstance(example_inputs, (Tensor, Sequence)):
-        kind = type(example_inputs).__name__
-        raise ModelError(Problem("RG107", f"the example inputs are a {kind}, not tensors", "example_inputs"))
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    edges = wiring if isinstance(wiring, str) else tuple(_edge(item) for item in wiring)
-    options = Options(
-        gpus, depth, None if relays is None else tuple(relays), edges, rule, beta, gamma,
-        tuple(sorted((kappa or {}).items())), norm, sign, gain, loss, optimizer, lr, update, strict, seed,
-        synapse_entries,
+    args, kwargs = called(example_inputs, example_kwargs)
+    options = make_options(
+        gpus=gpus, depth=depth, relays=relays, wiring=wiring, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
+        sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
+        synapse_entries=synapse_entries, frontend=frontend,
     )  # fmt: skip
-    found = compile_model(model, inputs, options, progress)
+    found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)
+
+
+def make_options(**given: Any) -> Options:
+    """Options as the API takes them, in the frozen form that the passes read."""
+    relays, wiring, loss = given.get("relays"), given.get("wiring", "auto"), given.get("loss", "cross-entropy")
+    given["relays"] = None if relays is None else tuple(relays)
+    given["wiring"] = wiring if isinstance(wiring, str) else tuple(_edge(item) for item in wiring)
+    given["loss"] = tuple((str(key), item) for key, item in loss.items()) if isinstance(loss, Mapping) else loss
+    given["kappa"] = tuple(sorted((given.get("kappa") or {}).items()))
+    given["class_weights"] = tuple(float(item) for item in given.get("class_weights") or ())
+    return Options(**given)
 
 
 def _edge(item: str | tuple[int, int]) -> str:
@@ -106,7 +129,7 @@ def load(directory: str | Path, model: nn.Module) -> CompiledStep:
     return step
 
 
-def assign_grads(step: CompiledStep, inputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+def assign_grads(step: CompiledStep, inputs: Any, target: Tensor | Mapping[str, Tensor]) -> Tensor:
     """Compute one step's updates and put them into ``.grad`` instead of applying them; returns the loss.
 
     ``.grad`` of every parameter that learns, and of every synapse, is set (not added to) to its direction of descent,

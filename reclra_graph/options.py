@@ -11,7 +11,8 @@ from reclra_graph.errors import Problem
 WIRINGS = ("auto", "flat", "chain", "blocks")
 SYNAPSE_RULES = ("eq6", "fixed")
 SIGNS = ("descend", "printed")
-LOSSES = ("cross-entropy", "mse", "bce-with-logits")
+LOSSES = ("cross-entropy", "causal-lm", "mse", "bce-with-logits")
+FRONTENDS = ("auto", "export", "record")
 OPTIMIZERS = ("sgd",)
 UPDATES = ("analytic", "local_vjp")
 
@@ -28,7 +29,10 @@ class Options:
     rule of the error synapses. beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see
     ``reclra_graph.ir.wiring.Rates``. update: how regions learn, "analytic" where a closed form exists, or
     "local_vjp" everywhere. strict: refuse local_vjp. lr: of the optimiser and of the synapses. seed: of the synapses.
-    synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel").
+    synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
+    "token"). loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss) pairs.
+    label_smoothing, ignore_index, class_weights: of "cross-entropy" and "causal-lm", as torch has them. frontend: the
+    rung of the capture ladder, "auto" for the first that works.
     """
 
     gpus: int = 1
@@ -42,13 +46,32 @@ class Options:
     norm: int = 2
     sign: str = "descend"
     gain: bool = False
-    loss: str = "cross-entropy"
+    loss: str | tuple[tuple[str, str], ...] = "cross-entropy"
     optimizer: str = "sgd"
     lr: float = 0.1
     update: str = "analytic"
     strict: bool = False
     seed: int = 0
     synapse_entries: int = 1 << 22
+    output: str | None = None
+    label_smoothing: float = 0.0
+    ignore_index: int | None = None
+    class_weights: tuple[float, ...] = ()
+    frontend: str = "auto"
+
+    @property
+    def loss_labels(self) -> tuple[str, ...]:
+        """Labels of the results that a loss was asked for by name."""
+        if isinstance(self.loss, tuple):
+            return tuple(label for label, _ in self.loss)
+        return () if self.output is None else (self.output,)
+
+    def loss_of(self, label: str) -> str:
+        """The loss of a result."""
+        return self.loss if isinstance(self.loss, str) else dict(self.loss)[label]
+
+    def _losses(self) -> tuple[object, ...]:
+        return (self.loss,) if not isinstance(self.loss, tuple) else tuple(item for _, item in self.loss)
 
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong with the options themselves, whatever the model."""
@@ -64,7 +87,8 @@ class Options:
         for name, value, allowed in (
             ("rule", self.rule, SYNAPSE_RULES),
             ("sign", self.sign, SIGNS),
-            ("loss", self.loss, LOSSES),
+            *(("loss", item, LOSSES) for item in self._losses()),
+            ("frontend", self.frontend, FRONTENDS),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("update", self.update, UPDATES),
             ("norm", self.norm, (1, 2)),
@@ -77,6 +101,17 @@ class Options:
             if not _finite(number) or number < 0 or (positive and number == 0):
                 wanted = "a number above 0" if positive else "a number of at least 0"
                 found.append(Problem("RG405", f"{name} is {number!r}", name, f"Give {wanted}."))
+        if isinstance(self.loss, tuple) and (not self.loss or self.output is not None):
+            cause = "loss names no result" if not self.loss else "output and a loss for each result exclude each other"
+            found.append(Problem("RG405", cause, "loss"))
+        if not _finite(self.label_smoothing) or not 0 <= self.label_smoothing < 1:
+            cause = f"label_smoothing is {self.label_smoothing!r}"
+            found.append(Problem("RG405", cause, "label_smoothing", "Give a number of at least 0 and below 1."))
+        if self.ignore_index is not None and not _whole(self.ignore_index):
+            cause = f"ignore_index is {self.ignore_index!r}"
+            found.append(Problem("RG405", cause, "ignore_index", "Give a whole number."))
+        if not all(_finite(item) and item >= 0 for item in self.class_weights):
+            found.append(Problem("RG405", "class_weights holds other than numbers of at least 0", "class_weights"))
         if not _whole(self.seed) or not 0 <= self.seed < 1 << 63:
             found.append(Problem("RG405", f"seed is {self.seed!r}", "seed", "Give a whole number from 0 to 2**63 - 1."))
         for region, number in self.kappa:

@@ -6,30 +6,38 @@ edges, and knows nothing of tasks, lanes or emitted code: it is what those are t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
-from reclra_graph.ir.operators import Ref
+from reclra_graph.ir.operators import OPAQUE, Operator, Ref, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
-from reclra_graph.ir.wiring import WiringPlan
-from reclra_graph.rules import discrepancy, loss, rule, synapse, target
+from reclra_graph.ir.wiring import Edge, Loss, WiringPlan
+from reclra_graph.rules import discrepancy, layout, loss, rule, synapse, target
 from reclra_graph.rules.operators import apply_chain, function, resolve
 from reclra_graph.rules.table import carry, update
 
 
 def reference_step(
-    plan: WiringPlan, parameters: dict[str, Tensor], synapses: dict[str, Tensor], inputs: Sequence[Tensor], y: Tensor
+    plan: WiringPlan,
+    parameters: dict[str, Tensor],
+    synapses: dict[str, Tensor],
+    inputs: Sequence[Tensor],
+    y: Tensor | Mapping[str, Tensor],
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> Tensor:
     """One training step with plain SGD: changes ``parameters`` (key → tensor, buffers and constants among them) and
-    ``synapses`` (``"9->5"`` → tensor) in place; returns the loss, a 0-dim tensor."""
+    ``synapses`` (``"9->5"`` → tensor) in place; returns the loss, a 0-dim tensor. ``inputs`` are the graph's, in order;
+    ``y`` is the target, by the output's label where there are several; ``modules`` holds the opaque sub-modules, with
+    parameters of their own that equal ``parameters``."""
     with torch.no_grad():
-        return _Step(plan, parameters, synapses, inputs, y).run()
+        return _Step(plan, parameters, synapses, inputs, y, modules or {}).run()
 
 
 class _Step:
@@ -39,11 +47,17 @@ class _Step:
         parameters: dict[str, Tensor],
         synapses: dict[str, Tensor],
         inputs: Sequence[Tensor],
-        y: Tensor,
+        y: Tensor | Mapping[str, Tensor],
+        modules: Mapping[str, nn.Module],
     ) -> None:
+        self.modules = modules
         self.plan, self.parameters, self.synapses, self.y = plan, parameters, synapses, y
         self.graph, self.regions = plan.regions.graph, plan.regions.regions
-        self.batch = inputs[0].shape[0]
+        self.batch = next(
+            value.shape[0]
+            for item, value in zip(self.graph.inputs, inputs, strict=True)
+            if item.type.shape[:1] == (self.graph.batch,)
+        )
         self.device = inputs[0].device
         self.values: dict[str, Any] = {item.name: value for item, value in zip(self.graph.inputs, inputs, strict=True)}
         for held in self.graph.held:
@@ -51,48 +65,70 @@ class _Step:
         self.errors: dict[int, Tensor] = {}
         self.displacements: dict[int, list[Tensor]] = {}
         self.deltas: dict[str, Tensor] = {}
+        self.moved: dict[str, Tensor] = {}
 
     def run(self) -> Tensor:
         for operator in self.graph.operators:
+            if operator.target == OPAQUE:
+                self.values[operator.name] = self._opaque(operator, self.values, {})
+                continue
             args = [resolve(item, self.values, self.device) for item in operator.args]
             kwargs = {key: resolve(item, self.values, self.device) for key, item in operator.kwargs}
             self.values[operator.name] = function(operator.target)(*args, **kwargs)
-        output = self.regions[self.plan.regions.output]
-        value, error = self._loss(self.values[output.post], output)
-        self.errors[output.id] = discrepancy.scaled(error, self.plan.rates.kappa_of(output.id))
-        self.learn(output)
-        self.align(output)
+        total = None
+        outputs = [self.regions[number] for number in self.plan.regions.outputs]
+        for output, kind in zip(outputs, self.plan.losses, strict=True):
+            y = self.y[kind.label] if isinstance(self.y, Mapping) else self.y
+            value, error = self._loss(self.values[output.post], y, output, kind)
+            self.errors[output.id] = discrepancy.scaled(error, self.plan.rates.kappa_of(output.id))
+            total = value if total is None else total + value
+        for output in outputs:
+            self.learn(output)
+        for output in outputs:
+            self.align(output)
         rates = self.plan.rates
         for key, delta in self.deltas.items():
             self.parameters[key].sub_(rates.lr * delta)
+        for name, moved in self.moved.items():
+            self.synapses[name].add_(moved)
         for buffer in self.graph.buffers:
             if buffer.updated is not None:
                 self.parameters[buffer.key].copy_(self.values[buffer.updated])
-        return value
+        assert total is not None
+        return total
 
-    def _loss(self, z: Tensor, output: Region) -> tuple[Tensor, Tensor]:
-        match self.plan.rates.loss:
-            case "cross-entropy":
-                error = loss.cross_entropy_error(z, self.y, output.shape[0], prod(output.shape[1:]))
-                return loss.cross_entropy(z, self.y), error
-            case "mse":
-                return loss.mse(z, self.y), loss.mse_error(z, self.y)
-            case _:
-                return loss.bce_with_logits(z, self.y), loss.bce_with_logits_error(z, self.y)
+    def _loss(self, z: Tensor, y: Tensor, output: Region, kind: Loss) -> tuple[Tensor, Tensor]:
+        place = (output.layout.dim, output.layout.before, output.layout.after)
+        z = layout.to_samples(z, *place)
+        if y.dim() > 1:
+            y = layout.to_samples(y, *place)
+        if kind.classes:
+            form = (kind.axis, kind.smoothing, kind.ignore, kind.weights or None, kind.kind == "causal-lm")
+            positions = output.units // output.features
+            error = loss.cross_entropy_error(z, y, output.features, positions, *form, self.batch)
+            value = loss.cross_entropy(z, y, *form)
+        elif kind.kind == "mse":
+            value, error = loss.mse(z, y), loss.mse_error(z, y)
+        else:
+            value, error = loss.bce_with_logits(z, y), loss.bce_with_logits_error(z, y)
+        return value, layout.from_samples(error, *place)
 
     def align(self, source: Region) -> None:
         """The recursion of Algorithm 1: send the error of one region on; a region that has heard from all that send to
         it computes its own error, learns, and sends on in turn."""
         rates = self.plan.rates
-        e = self.errors[source.id]
+        e = layout.to_samples(
+            self.errors[source.id], source.layout.dim, source.layout.before, source.layout.after
+        )
         for edge in self.plan.outgoing.get(source.id, ()):
             region = self.regions[edge.target]
             displace = getattr(synapse, f"{edge.form}_displace")
-            weights = self.synapses[edge.name]
-            before = weights.clone()
-            d = displace(e, before, source.shape, region.shape)
+            weights = self.synapses[edge.synapse]
+            axes = (source.axis, region.axis) if edge.form == "token" else ()
+            sent = displace(e, weights, source.shape, region.shape, *axes)
             if edge.rule == "eq6":
-                self._synapse(edge.form, weights, before, d, e, source, region)
+                self._synapse(edge, sent, e, source, region, axes)
+            d = layout.from_samples(sent, region.layout.dim, region.layout.before, region.layout.after)
             self.displacements.setdefault(region.id, []).append(d)
             if len(self.displacements[region.id]) < len(self.plan.incoming[region.id]):
                 continue
@@ -116,12 +152,16 @@ class _Step:
         return tuple(chain)
 
     def _synapse(
-        self, form: str, weights: Tensor, before: Tensor, d: Tensor, e: Tensor, source: Region, region: Region
+        self, edge: Edge, d: Tensor, e: Tensor, source: Region, region: Region, axes: tuple[int, ...]
     ) -> None:
-        rates = self.plan.rates
-        learn = getattr(synapse, f"{form}_eq6")
-        delta = learn(d if form == "dense" else before, e, rates.gamma, self.batch, True, source.shape, region.shape)
-        weights.add_(delta, alpha=-rates.lr if rates.sign == "descend" else rates.lr)
+        """Note the change of a synapse: it acts once all errors have been sent."""
+        rates, weights = self.plan.rates, self.synapses[edge.synapse]
+        learn = getattr(synapse, f"{edge.form}_eq6")
+        first = d if edge.form == "dense" else weights
+        delta = learn(first, e, rates.gamma, self.batch, True, source.shape, region.shape, *axes)
+        change = delta * (-rates.lr if rates.sign == "descend" else rates.lr)
+        held = self.moved.get(edge.synapse)
+        self.moved[edge.synapse] = change if held is None else held + change
 
     def learn(self, region: Region) -> None:
         """Eq. 5 for every parameter of the region, or its local derivative where the plan says so."""
@@ -155,6 +195,9 @@ class _Step:
                 if not any(name in changed for name in operator.reads) or "bernoulli" in operator.target:
                     continue
                 changed.add(operator.name)
+                if operator.target == OPAQUE:
+                    values[operator.name] = self._opaque(operator, values, values)
+                    continue
                 args = [resolve(item, values, self.device) for item in operator.args]
                 kwargs = {key: resolve(item, values, self.device) for key, item in operator.kwargs}
                 if operator.target == "aten.native_dropout.default":  # the mask that was drawn stays
@@ -165,10 +208,25 @@ class _Step:
             found: Tensor = values[region.post]
             return found
 
-        pull = torch.func.vjp(forward, *(self.values[name] for name in moving))[1]
+        with torch.enable_grad():
+            leaves = [self.values[name].detach().requires_grad_() for name in moving]
+            result = forward(*leaves)
+        found = torch.autograd.grad(result, leaves, self.errors[region.id], allow_unused=True)
         return {
-            key: delta / self.batch for key, delta in zip(moving.values(), pull(self.errors[region.id]), strict=True)
+            key: torch.zeros_like(leaf) if delta is None else delta / self.batch
+            for key, leaf, delta in zip(moving.values(), leaves, found, strict=True)
         }
+
+    def _opaque(self, operator: Operator, values: dict[str, Any], parameters: dict[str, Any]) -> list[Tensor]:
+        """The results of an opaque sub-module, with other values for its parameters where some are given."""
+        path, args, kwargs, held = operator.args
+        assert isinstance(path, str)
+        assert isinstance(kwargs, tuple)
+        keys = {item.name: item.key.removeprefix(f"{path}.") for item in self.graph.parameters}
+        given = {keys[name]: parameters[name] for name in references(held) if name in parameters}
+        named = {str(pair[0]): resolve(pair[1], values, self.device) for pair in kwargs if isinstance(pair, tuple)}
+        result = functional_call(self.modules[path], given, tuple(resolve(args, values, self.device)), named)
+        return [item for item in tree_leaves(result) if isinstance(item, Tensor)]
 
     def _call(self, call: Call, error: Tensor) -> Tensor:
         values = {**self.values, "_": error, "B": self.batch}

@@ -216,7 +216,7 @@ def fresh(step: CompiledStep) -> CompiledStep:
 
 def captured(model: nn.Module, *inputs: Tensor) -> OperatorGraph:
     """The verified operator graph of a model."""
-    return verify(capture(model, inputs)[0])
+    return verify(capture(model, inputs, {}, rg.Options())[0])
 
 
 def regions_of(model: nn.Module, *inputs: Tensor) -> RegionGraph:
@@ -296,6 +296,6 @@ def batch_for(step: CompiledStep, size: int = 4, seed: int = 0) -> tuple[tuple[T
         for item in graph.inputs
     )
     shape = step.plan.regions.regions[step.plan.regions.output].shape
-    if step.plan.rates.loss == "cross-entropy":
+    if step.plan.losses[0].classes:
         return inputs, torch.randint(shape[0], (size, *shape[1:]), generator=generator)
     return inputs, torch.rand(size, *shape, generator=generator, dtype=inputs[0].dtype)

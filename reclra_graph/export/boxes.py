@@ -128,7 +128,7 @@ def _shown(plan: WiringPlan) -> set[str]:
     for operator in graph.operators:
         if not _is_size(operator) and any(name in fed for name in operator.reads):
             fed.add(operator.name)
-    needed = {graph.output}
+    needed = set(graph.output_values)
     for operator in reversed(graph.operators):
         if operator.name in needed:
             needed.update(operator.reads)

@@ -55,7 +55,7 @@ def _bar(schedule: Schedule, slot: Slot, unit: float, y: float) -> str:
     if region is None:
         label, words = "", slot.group
     elif kind == "target":
-        output = region == plan.regions.output
+        output = region in plan.regions.outputs
         label = f"{'e' if output else 'y'}{region}"
         words = f"{'loss and error' if output else 'target and error'} of region {region}"
     else:

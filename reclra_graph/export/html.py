@@ -159,7 +159,7 @@ def _data(schedule: Schedule) -> str:
     plan = schedule.tasks.plan
     place = {region: (lane, wave) for wave, members in enumerate(schedule.waves, 1) for region, lane in members}
     data = {
-        "output": plan.regions.output,
+        "outputs": list(plan.regions.outputs),
         "deepest": DEEPEST,
         "regions": [_region(plan, region, place) for region in plan.regions.regions],
         "edges": [
@@ -193,6 +193,6 @@ def _region(plan: WiringPlan, region: Region, place: dict[int, tuple[int, int]])
     if region.id in place:
         lane, wave = place[region.id]
         rows.append(("Target", f"lane {lane}, wave {wave}"))
-    elif region.id == plan.regions.output:
+    elif region.id in plan.regions.outputs:
         rows.append(("Error", "from the loss"))
     return {"id": region.id, "name": region.name or region.kind, "rows": rows}

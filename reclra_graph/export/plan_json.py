@@ -40,9 +40,11 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "model": graph.model,
         "digest": program.digest,
         "frontend": graph.frontend,
+        "notes": list(graph.notes),
         "batch": graph.batch,
         "inputs": [
-            {"name": item.name, "shape": list(item.type.shape), "dtype": item.type.dtype} for item in graph.inputs
+            {"name": item.name, "shape": list(item.type.shape), "dtype": item.type.dtype, "path": list(item.path)}
+            for item in graph.inputs
         ],
         "gpus": plan.gpus,
         "seed": plan.seed,
@@ -50,11 +52,14 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "depth": plan.depth,
         "relays": list(plan.relays),
         "why": plan.why,
-        "output": plan.regions.output,
+        "outputs": [
+            {"label": item.label, "region": number, "loss": item.kind}
+            for item, number in zip(plan.losses, plan.regions.outputs, strict=True)
+        ],
         "makespan": schedule.makespan,
         "makespan_one": chosen.makespan_one if chosen else None,
         "makespan_chain": chain.makespan if chain else None,
-        "synapse_bytes": sum(edge.bytes for edge in plan.edges),
+        "synapse_bytes": sum(edge.bytes for edge in plan.edges if not edge.shared),
         "rates": _rates(plan.rates),
         "regions": [_region(plan, region) for region in plan.regions.regions],
         "edges": [_edge(edge) for edge in plan.edges],
@@ -118,7 +123,6 @@ def _rates(rates: Rates) -> dict[str, Json]:
         "norm": rates.norm,
         "sign": rates.sign,
         "gain": rates.gain,
-        "loss": rates.loss,
         "optimizer": rates.optimizer,
         "lr": rates.lr,
     }
@@ -146,6 +150,7 @@ def _edge(edge: Edge) -> dict[str, Json]:
         "rule": edge.rule,
         "shape": list(edge.shape),
         "bytes": edge.bytes,
+        "shared": edge.shared,
     }
 
 
@@ -186,7 +191,7 @@ def _read_edge(item: object, ids: set[int] | None) -> Edge | str:
         return "it is not an object"
     wanted: Sequence[tuple[str, bool]] = (
         *((key, _whole(item.get(key))) for key in ("source", "target", "bytes")),
-        *((key, isinstance(item.get(key), str)) for key in ("form", "rule")),
+        *((key, isinstance(item.get(key), str)) for key in ("form", "rule", "shared")),
     )
     for key, good in wanted:
         if not good:
@@ -197,4 +202,5 @@ def _read_edge(item: object, ids: set[int] | None) -> Edge | str:
     for key in ("source", "target"):
         if ids is not None and item[key] not in ids:
             return f"its {key} {item[key]} is no region of the plan"
-    return Edge(item["source"], item["target"], item["form"], item["rule"], (shape[0], shape[1]), item["bytes"])
+    sizes = (shape[0], shape[1])
+    return Edge(item["source"], item["target"], item["form"], item["rule"], sizes, item["bytes"], item["shared"])

@@ -5,73 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from reclra_graph.ir.operators import TensorType
+from reclra_graph.export.coverage import coverage
 from reclra_graph.ir.program import StepProgram
-from reclra_graph.ir.regions import Region, RegionGraph
+from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import Edge, WiringPlan
 
 MODEL_NOTE = "unit-cost model: a target and an update cost 1 each; the forward pass is not counted"
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How much of a model takes part.
-
-    ``layers`` and ``output`` count operators in regions with error neurons, by the kind of the region; ``head`` those
-    in region 0, before the first layer or beside all layers. Parameters are counted in tensors and in entries;
-    ``frozen`` lists (key, reason).
-    """
-
-    operators: int
-    layers: int
-    output: int
-    head: int
-    regions: int
-    learning: int
-    parameters: int
-    updated: int
-    entries: int
-    entries_updated: int
-    frozen: tuple[tuple[str, str], ...]
-
-    def lines(self) -> tuple[str, ...]:
-        """Sentences for people, one per line."""
-        inside = self.layers + self.output
-        parts = [f"{self.layers} in layers"]
-        if self.output:
-            parts.append(f"{self.output} at the output")
-        rest = f"; no error reaches the other {self.head}" if self.head else ""
-        texts = [
-            f"{inside} of {self.operators} operators lie in regions with error neurons ({', '.join(parts)}{rest})",
-            f"{self.learning} of {self.regions} regions learn",
-            f"{self.updated} of {self.parameters} parameter tensors are updated "
-            f"({self.entries_updated:,} of {self.entries:,} entries)",
-        ]
-        texts += [f"frozen: {key}: {reason}" for key, reason in self.frozen]
-        return tuple(texts)
-
-
-def coverage(regions: RegionGraph) -> Coverage:
-    """Counts over a partitioned model; needs no wiring."""
-    count = {"input": 0, "layer": 0, "output": 0}
-    for region in regions.regions:
-        count[region.kind] += len(region.operators)
-    sizes = {parameter.key: _entries(parameter.type) for parameter in regions.graph.parameters}
-    updated = dict.fromkeys(key for region in regions.regions for key in region.parameters)
-    return Coverage(
-        operators=len(regions.graph.operators),
-        layers=count["layer"],
-        output=count["output"],
-        head=count["input"],
-        regions=len(regions.sites),
-        learning=sum(region.learns for region in regions.regions),
-        parameters=len(sizes),
-        updated=len(updated),
-        entries=sum(sizes.values()),
-        entries_updated=sum(sizes.get(key, 0) for key in updated),
-        frozen=regions.frozen,
-    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +35,7 @@ def wiring_tree(plan: WiringPlan) -> tuple[Node, ...]:
     a chain of any length reads as a column."""
     nodes: list[Node] = []
     shown: set[int] = set()
-    waiting = [Node(plan.regions.output, None, (), False, False)]
+    waiting = [Node(number, None, (), False, False) for number in reversed(plan.regions.outputs)]
     while waiting:
         node = waiting.pop()
         edges = plan.outgoing.get(node.region, ())
@@ -218,13 +158,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _entries(kind: TensorType) -> int:
-    total = 1
-    for item in kind.shape:
-        total *= item if isinstance(item, int) else 1
-    return total
-
-
 def _synapse(form: str, shape: tuple[int, int]) -> str:
     return f"{form} {shape[0]}x{shape[1]}"
 
@@ -233,11 +166,16 @@ def _model(program: StepProgram, plan: WiringPlan) -> Iterator[str]:
     graph = plan.regions.graph
     yield f"model     {graph.model}"
     yield f"frontend  {graph.frontend}"
+    for note in graph.notes:
+        yield f"note      {note}"
     yield f"batch     {'any size' if isinstance(graph.batch, str) else f'{graph.batch} only'}"
     yield "inputs    " + ", ".join(f"{item.name} {item.type}" for item in graph.inputs)
     yield f"digest    {program.digest}"
     rates = plan.rates
-    yield f"loss      {rates.loss}"
+    for item, number in zip(plan.losses, plan.regions.outputs, strict=True):
+        yield f"loss      {item.kind} of {item.label}, region {number}"
+    if graph.unused:
+        yield f"no loss   {', '.join(graph.unused)}"
     yield f"optimizer {rates.optimizer}, lr {rates.lr:g}"
     kappa = "".join(f", kappa[{region}] {value:g}" for region, value in rates.kappa)
     gain = ", errors divided by beta" if rates.gain else ""
@@ -292,6 +230,9 @@ def _candidates(plan: WiringPlan) -> Iterator[str]:
 
 
 def _memory(plan: WiringPlan) -> Iterator[str]:
-    rows = [(edge.name, _synapse(edge.form, edge.shape), edge.rule, size(edge.bytes)) for edge in plan.edges]
-    rows.append(("total", "", "", size(sum(edge.bytes for edge in plan.edges))))
+    rows = [
+        (edge.name, _synapse(edge.form, edge.shape), edge.rule, f"that of {edge.shared}" if edge.shared else size(edge.bytes))
+        for edge in plan.edges
+    ]
+    rows.append(("total", "", "", size(sum(edge.bytes for edge in plan.edges if not edge.shared))))
     yield from table(("synapse", "shape", "rule", "memory"), rows)

@@ -122,7 +122,7 @@ def region_text(plan: WiringPlan, region: int) -> str:
     edges = plan.incoming.get(region, ())
     if edges:
         words.append(f"error from {', '.join(str(edge.source) for edge in edges)}")
-    elif region == plan.regions.output:
+    elif region in plan.regions.outputs:
         words.append("carries the loss's error")
     return ", ".join(words)
 
@@ -147,7 +147,7 @@ def _header(schedule: Schedule, page: Page) -> tuple[str, list[str], float, floa
     for depth, many in sorted(counts.items()):
         words = f"error synapses, depth {depth}{' and more' if depth == DEEPEST else ''} ({many})"
         entries.append((depth, words))
-    memory = sum(edge.bytes for edge in plan.edges)
+    memory = sum(edge.bytes for edge in plan.edges if not edge.shared)
     lanes = len(schedule.lanes)
     facts = (
         f"{len(plan.regions.sites)} regions · {plan.wiring} wiring, depth {plan.depth} · "
@@ -180,7 +180,7 @@ def _description(schedule: Schedule) -> str:
     more = f" and {len(plan.edges) - 40} more" if len(plan.edges) > 40 else ""
     return (
         f"The forward graph of {plan.regions.graph.model} in panels, operators as boxes, and over it the error "
-        f"synapses between regions: {', '.join(shown)}{more}. Error enters at region {plan.regions.output}."
+        f"synapses between regions: {', '.join(shown)}{more}. Error enters at region {', '.join(map(str, plan.regions.outputs))}."
     )
 
 
@@ -189,7 +189,7 @@ def _regions(plan: WiringPlan, scene: Picture, page: Page, lane_of: dict[int, in
     where: dict[int, dict[int, list[str]]] = {}
     for name, box in scene.boxes.items():
         where.setdefault(box.region, {}).setdefault(scene.panel_of[name], []).append(name)
-    last = {update.operator for update in plan.regions.regions[plan.regions.output].updates}
+    last = {item.operator for number in plan.regions.outputs for item in plan.regions.regions[number].updates}
     parts = []
     for region in sorted(where):
         post = scene.post.get(region)

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
+from reclra_graph.ir.layouts import Layout, find_layouts
 from reclra_graph.ir.text import register
 
 Dim: TypeAlias = int | str
 """A size: a number, or an expression in the batch size ``B`` such as ``"B"`` or ``"4*B"``."""
 
 BATCH = "B"
+
+OPAQUE = "reclra.opaque.default"
+"""Target of an operator that is a whole sub-module, run as it is: its arguments are the sub-module's path, positional
+arguments, (keyword, argument) pairs, and its parameters."""
 
 
 @register
@@ -73,6 +78,8 @@ def references(argument: Argument | tuple[tuple[str, Argument], ...]) -> tuple[s
 class Operator:
     """One operator and the value it defines.
 
+    ``size`` is the number that the operator gives, in terms of ``B``, where it gives one instead of a tensor.
+
     ``target`` is an ATen overload (``"aten.linear.default"``) or a Python operator (``"operator.getitem"``).
     ``type`` is None where the value is no single tensor (a size, or a tuple taken apart by getitem); ``types`` then
     holds the tensors of the tuple, None for unused ones.
@@ -88,20 +95,38 @@ class Operator:
     module: str = ""
     module_class: str = ""
     line: str = ""
+    size: Dim | None = None
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
         """Names of the values read, in order of first use."""
         return tuple(dict.fromkeys(references(self.args) + references(self.kwargs)))
 
+    @cached_property
+    def differentiable(self) -> bool:
+        """Whether the value can have a derivative: it holds floating-point or complex numbers."""
+        kinds = (self.type, *self.types)
+        return any(kind is not None and kind.dtype.startswith(("float", "bfloat", "complex")) for kind in kinds)
+
 
 @register
 @dataclass(frozen=True)
 class Input:
-    """One tensor argument of forward()."""
+    """One tensor among the arguments of forward(). ``path`` leads to it: the argument's position or keyword, then keys,
+    indices or field names inside it."""
 
     name: str
     type: TensorType
+    path: tuple[int | str, ...] = ()
+
+
+@register
+@dataclass(frozen=True)
+class Output:
+    """A tensor among the results of forward() that has a loss: its label (``"logits"``, ``"aux.0"``), and the value."""
+
+    label: str
+    value: str
 
 
 @register
@@ -135,7 +160,8 @@ class OperatorGraph:
     """A functional operator graph in train mode: what one forward pass computes.
 
     ``batch`` is ``"B"`` where the batch size is free, else the one size the graph is right for. ``frontend`` says how
-    it was captured. ``operators`` stand in an order in which they can run.
+    it was captured, ``notes`` what the user should know about that. ``operators`` stand in an order in which they can
+    run. ``unused`` are the labels of results without a loss.
     """
 
     model: str
@@ -145,9 +171,21 @@ class OperatorGraph:
     parameters: tuple[Parameter, ...]
     buffers: tuple[Buffer, ...]
     operators: tuple[Operator, ...]
-    output: str
+    outputs: tuple[Output, ...]
     modules: tuple[tuple[str, str], ...] = ()
     """(path, class) of every sub-module, in ``named_modules()`` order: where blocks are found."""
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def output(self) -> str:
+        """The value of the first output."""
+        return self.outputs[0].value
+
+    @cached_property
+    def output_values(self) -> frozenset[str]:
+        """Values of all outputs."""
+        return frozenset(item.value for item in self.outputs)
 
     @cached_property
     def held(self) -> tuple[Parameter | Buffer, ...]:
@@ -203,6 +241,15 @@ class OperatorGraph:
         return found
 
     @cached_property
+    def reaching(self) -> frozenset[str]:
+        """Operators on the way to an output; the others only move buffers."""
+        found = set(self.output_values)
+        for operator in reversed(self.operators):
+            if operator.name in found:
+                found.update(operator.reads)
+        return frozenset(found)
+
+    @cached_property
     def without_data(self) -> frozenset[str]:
         """Values that hold nothing of the batch's data: parameters, buffers, sizes, and what these alone give."""
         found = {item.name for item in self.held}
@@ -211,9 +258,14 @@ class OperatorGraph:
                 found.add(operator.name)
         return frozenset(found)
 
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """Where the batch stands in each value in which it can be told apart."""
+        return find_layouts(self)
+
     def sample_shape(self, name: str) -> tuple[int, ...] | None:
-        """Sizes of a value without its leading batch dimension, or None where the batch does not lead."""
+        """Sizes of a value without the batch, or None where the batch cannot be told apart in it."""
+        layout = self.layouts.get(name)
         shape = self.types[name].shape if name in self.types else ()
-        if not shape or shape[0] != self.batch or not all(isinstance(size, int) for size in shape[1:]):
-            return None
-        return tuple(int(size) for size in shape[1:])
+        rest = () if layout is None else (*shape[: layout.dim], *shape[layout.dim + 1 :])
+        return None if layout is None or not all(isinstance(size, int) for size in rest) else layout.sample(shape)

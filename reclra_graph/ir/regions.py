@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from reclra_graph.ir.layouts import Layout
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.text import register
 
@@ -41,6 +42,8 @@ class Region:
     no error neurons (pooling, reshapes). ``shape`` is h_i's, without the batch. Region 0 is the input: it has no error
     neurons. ``name`` is the module path of the parametrised operator; ``block`` the module that repeats and holds it.
     ``kind``: ``"input"``, ``"layer"`` (has parameters) or ``"output"`` (has none; carries the loss's error).
+    ``layout`` says where the batch stands in h_i and z_i, ``axis`` which size of ``shape`` counts features (0: the
+    first, as for a convolution; -1: the last, as for a linear layer over a sequence).
     """
 
     id: int
@@ -55,6 +58,13 @@ class Region:
     block: str = ""
     ends_block: bool = False
     line: str = ""
+    layout: Layout = Layout()
+    axis: int = 0
+
+    @property
+    def features(self) -> int:
+        """Features per position."""
+        return self.shape[self.axis] if self.shape else 1
 
     @property
     def learns(self) -> bool:
@@ -77,13 +87,19 @@ class Region:
 class RegionGraph:
     """All operators of ``graph``, each in exactly one region; ids follow an order in which the regions can run.
 
-    ``frozen`` lists (parameter key, reason) for every parameter that is not updated.
+    ``outputs`` are the regions that carry a loss's error, in the order of the graph's outputs. ``frozen`` lists
+    (parameter key, reason) for every parameter that is not updated.
     """
 
     graph: OperatorGraph
     regions: tuple[Region, ...]
-    output: int
+    outputs: tuple[int, ...]
     frozen: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def output(self) -> int:
+        """The first output, where only one is meant."""
+        return self.outputs[0]
 
     @cached_property
     def region_of(self) -> dict[str, int]:

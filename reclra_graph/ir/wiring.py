@@ -15,7 +15,9 @@ class Edge:
     """An error synapse E_{source→target}.
 
     ``form`` ``"dense"``: shape (units of target, units of source). ``"channel"``: (channels of target, channels of
-    source), shared over positions. ``rule`` is the synapse's own learning rule.
+    source), shared over positions. ``"token"``: the same with the features last. ``rule`` is the synapse's own learning
+    rule. ``shared`` names the edge whose synapse this one uses too: a layer that runs several times, as over the steps
+    of a sequence, hears its errors through the same synapse each time.
     """
 
     source: int
@@ -24,6 +26,12 @@ class Edge:
     rule: str
     shape: tuple[int, int]
     bytes: int
+    shared: str = ""
+
+    @property
+    def synapse(self) -> str:
+        """Name of the synapse: the edge's own, or that of the edge it shares it with."""
+        return self.shared or self.name
 
     @property
     def name(self) -> str:
@@ -50,8 +58,27 @@ class Candidate:
 
 @register
 @dataclass(frozen=True)
+class Loss:
+    """The loss of one result: its label, the kind (``reclra_graph.options.LOSSES``), and for classes which dimension
+    counts them, smoothing, the class index that is ignored, and weights of the classes (none: equal)."""
+
+    label: str
+    kind: str
+    axis: int = 1
+    smoothing: float = 0.0
+    ignore: int | None = None
+    weights: tuple[float, ...] = ()
+
+    @property
+    def classes(self) -> bool:
+        """Whether targets are class indices."""
+        return self.kind in ("cross-entropy", "causal-lm")
+
+
+@register
+@dataclass(frozen=True)
 class Rates:
-    """The numbers and choices of the rule (ALGORITHM: β, γ, κ, p = q, sign of Eq. 6), the loss and the optimiser."""
+    """The numbers and choices of the rule (ALGORITHM: β, γ, κ, p = q, sign of Eq. 6), and the optimiser."""
 
     beta: float = 0.1
     gamma: float = 0.01
@@ -63,7 +90,6 @@ class Rates:
     """Sign of the Eq. 6 update of E: ``"descend"`` shrinks D, ``"printed"`` is the paper's other reading."""
     gain: bool = False
     """Divide e_i by β before it is passed on and used (keeps errors from shrinking with depth)."""
-    loss: str = "cross-entropy"
     optimizer: str = "sgd"
     lr: float = 0.1
 
@@ -77,7 +103,7 @@ class Rates:
 class WiringPlan:
     """The error pathway over a region graph.
 
-    ``relays`` are the regions that pass their error on (the output apart), ascending; ``depth`` is the longest error
+    ``losses`` belong to the outputs in order. ``relays`` are the regions that pass their error on (the outputs apart), ascending; ``depth`` is the longest error
     path from the output in edges. ``update`` has one entry per learning region: ``"analytic"`` or ``"local_vjp"``.
     """
 
@@ -89,6 +115,7 @@ class WiringPlan:
     edges: tuple[Edge, ...]
     update: tuple[tuple[int, str], ...]
     rates: Rates
+    losses: tuple[Loss, ...]
     candidates: tuple[Candidate, ...] = ()
     why: str = ""
     seed: int = 0
@@ -111,12 +138,12 @@ class WiringPlan:
 
     @cached_property
     def level(self) -> dict[int, int]:
-        """Longest error path from the output to each region that is reached, in edges; the output is at 0."""
-        levels = {self.regions.output: 0}
+        """Longest error path from an output to each region that is reached, in edges; outputs are at 0."""
+        levels = dict.fromkeys(self.regions.outputs, 0)
         waiting = dict.fromkeys((edge.target for edge in self.edges), 0)
         for edge in self.edges:
             waiting[edge.target] += 1
-        ready = [self.regions.output]
+        ready = list(self.regions.outputs)
         while ready:
             source = ready.pop()
             for edge in self.outgoing.get(source, ()):

@@ -1,94 +1,166 @@
 """Error synapses: what they transmit (Eq. 3, first half) and how they learn (Eq. 6).
 
-Shapes without the batch are given as ``source`` and ``target``. A ``dense`` E is [units of target, units of source]. A
-``channel`` E is [channels of target, channels of source], applied at every position: the error is pooled to the
-target's positions where it has more, and repeated where it has fewer or none.
+Shapes without the batch are given as ``source`` and ``target``. A ``dense`` E is [units of target, units of source].
+The other forms share one E, [features of target, features of source], among positions: ``channel`` where features stand
+first on both sides ([C, H, W], axis 0), ``token`` where they stand last on one side at least ([T, D], axis −1).
+
+A shared E is applied position by position between equal grids, and between a map and the sequence of its positions
+([D, 14, 14], [196, D]). Between other grids of one rank, the error is averaged down to the smaller size in every
+dimension and repeated up to the larger. Everywhere else (a side without positions; a map and a sequence with a class
+token), the error's mean over its positions is sent to all positions alike.
 """
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Shape = tuple[int, ...]
 
-def _flat(e: Tensor, shape: tuple[int, ...]) -> Tensor:
+
+def flat(e: Tensor, shape: Shape) -> Tensor:
+    """[B, *shape] as a matrix."""
+    if not shape:
+        return e.unsqueeze(1)
     return e if len(shape) == 1 else e.flatten(1)
 
 
-def dense_displace(e: Tensor, synapse: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
+def dense_displace(e: Tensor, synapse: Tensor, source: Shape, target: Shape) -> Tensor:
     """d_i = E_{j→i} e_j (Eq. 3). e: [B, *source]; returns [B, *target]."""
-    d = _flat(e, source) @ synapse.T
+    d = flat(e, source) @ synapse.T
     return d if len(target) == 1 else d.reshape(-1, *target)
 
 
-def _rate(gamma: float, batch: int, descend: bool) -> float:
-    """γ over the batch for the sign that shrinks E; −γ for the other reading of Eq. 6, E ← E − η ΔE, which grows E."""
-    return gamma / batch if descend else -gamma / batch
+def _rate(gamma: float, samples: int, descend: bool) -> float:
+    """γ over the samples for the sign that shrinks E; −γ for the other reading of Eq. 6, E ← E − η ΔE: E grows."""
+    return gamma / samples if descend else -gamma / samples
 
 
-def dense_eq6(
-    d: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: tuple[int, ...], target: tuple[int, ...]
-) -> Tensor:
+def dense_eq6(d: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape) -> Tensor:
     """γ d_i e_jᵀ, mean over the batch: −ΔE of Eq. 6, the direction that descends D when it is subtracted from E."""
-    return _rate(gamma, batch, descend) * (_flat(d, target).T @ _flat(e, source))
+    return _rate(gamma, batch, descend) * (flat(d, target).T @ flat(e, source))
 
 
-def dense_eq6_few(
-    synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: tuple[int, ...]
-) -> Tensor:
+def dense_eq6_few(synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape) -> Tensor:
     """The same as γ E (e_j e_jᵀ), since d_i = E e_j: far less work where the source has few units."""
-    e = _flat(e, source)
+    e = flat(e, source)
     return _rate(gamma, batch, descend) * (synapse @ (e.T @ e))
 
 
-def channel_error(e: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
-    """e_j as a ``channel`` synapse sees it: pooled where the source has more positions than the target; [B, C, n]."""
-    if len(source) == 1:
-        return e.unsqueeze(2)
-    if len(target) == 1:
-        return e.flatten(2).mean(2, keepdim=True)
-    if len(source) == 3 and len(target) == 3 and (source[1] > target[1] or source[2] > target[2]):
-        e = F.adaptive_avg_pool2d(e, (min(source[1], target[1]), min(source[2], target[2])))
-    elif len(source) != len(target):
-        e = e.flatten(2).mean(2, keepdim=True)
-    return e.flatten(2)
+def features(shape: Shape, axis: int) -> int:
+    """How many features stand at one position: the size of a shared E on that side."""
+    return shape[axis] if shape else 1
 
 
-def channel_grid(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
-    """Positions at which a ``channel`` synapse is applied; () for one."""
-    if len(source) == 1 or len(target) == 1 or len(source) != len(target):
+def places(shape: Shape, axis: int) -> Shape:
+    """The positions of a shape, whose features are first (axis 0) or last (−1); () for a vector."""
+    return shape[1:] if axis == 0 else shape[:-1]
+
+
+def grid(source: Shape, target: Shape) -> Shape:
+    """Positions at which a shared E is applied, between these of the source and those of the target; () for one."""
+    if prod(source) == 1 or prod(target) == 1:
         return ()
-    if len(source) == 3:
-        return (min(source[1], target[1]), min(source[2], target[2]))
-    return source[1:]
+    if len(source) == len(target) <= 3:
+        small = tuple(map(min, source, target))
+        return small if prod(small) > 1 else ()
+    return source if prod(source) == prod(target) else ()
 
 
-def channel_displace(e: Tensor, synapse: Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
-    """d_i = E_{j→i} e_j at every position. e: [B, *source]; returns [B, *target] (repeated positions are a view)."""
-    d = synapse @ channel_error(e, source, target)
-    grid = channel_grid(source, target)
+def _sizes(sizes: Shape) -> int | Shape:
+    """As PyTorch takes them: a single one is a number."""
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _mean(e: Tensor, source: Shape, axis: int) -> Tensor:
+    """e_j averaged over its positions: [B, features]."""
+    sizes = places(source, axis)
+    if prod(sizes) == 1:
+        return flat(e, source)
+    first = 2 if axis == 0 else 1
+    return e.mean(_sizes(tuple(range(first, first + len(sizes)))))
+
+
+def _everywhere(d: Tensor, target: Shape, axis: int) -> Tensor:
+    """[B, features], the same at every position: a view of [B, *target]."""
+    sizes = places(target, axis)
     if len(target) == 1:
-        return d.squeeze(2)
-    if not grid:
-        return d.reshape(-1, target[0], *(1,) * len(target[1:])).expand(-1, *target)
-    if grid == target[1:]:
-        return d.reshape(-1, target[0], *grid)
-    return F.interpolate(d.reshape(-1, target[0], *grid), size=target[1:], mode="nearest")
+        return d
+    if prod(sizes) == 1:
+        return d.reshape(-1, *target)
+    ones = (1,) * len(sizes)
+    shape = (target[0], *ones) if axis == 0 else (*ones, target[-1])
+    return d.reshape(-1, *shape).expand(-1, *target)
+
+
+def _pooled(e: Tensor, source: Shape, axis: int, sizes: Shape) -> tuple[Tensor, int]:
+    """e_j on the grid where E is applied, and the axis of its features then."""
+    if sizes == places(source, axis):
+        return e, axis
+    pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(sizes) - 1]
+    pooled: Tensor = pool(e if axis == 0 else e.movedim(-1, 1), _sizes(sizes))
+    return pooled, 0
+
+
+def _columns(e: Tensor, axis: int, sizes: Shape) -> Tensor:
+    """[B, features, positions]."""
+    if axis == 0:
+        return e if len(sizes) == 1 else e.flatten(2)
+    return (e if len(sizes) == 1 else e.flatten(1, -2)).mT
+
+
+def token_displace(
+    e: Tensor, synapse: Tensor, source: Shape, target: Shape, source_axis: int = -1, target_axis: int = -1
+) -> Tensor:
+    """d_i = E_{j→i} e_j at every position. e: [B, *source]; returns [B, *target], a view where d repeats."""
+    there = places(target, target_axis)
+    sizes = grid(places(source, source_axis), there)
+    if not sizes:
+        return _everywhere(_mean(e, source, source_axis) @ synapse.T, target, target_axis)
+    e, axis = _pooled(e, source, source_axis, sizes)
+    repeats = len(sizes) == len(there) and sizes != there
+    if target_axis == -1 and not repeats:
+        d = (e if axis == -1 else _columns(e, axis, sizes).mT) @ synapse.T
+        done = sizes == there if axis == -1 else len(there) == 1
+        return d if done else d.reshape(-1, *target)
+    d = synapse @ _columns(e, axis, sizes)
+    if not repeats:
+        return d if len(there) == 1 else d.reshape(-1, *target)
+    if len(sizes) > 1:
+        d = d.reshape(-1, features(target, target_axis), *sizes)
+    d = F.interpolate(d, _sizes(there), mode="nearest")
+    return d if target_axis == 0 else d.movedim(1, -1)
+
+
+def token_eq6(
+    synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape,
+    source_axis: int = -1, target_axis: int = -1,
+) -> Tensor:  # fmt: skip
+    """γ d_i e_jᵀ of a shared E, mean over the batch and over the positions where it is applied.
+
+    Both d_i and e_j are those of the grid on which E works; E (e_j e_jᵀ) where that is less work than (E e_j) e_jᵀ.
+    """
+    sizes = grid(places(source, source_axis), places(target, target_axis))
+    rate = _rate(gamma, batch * prod(sizes) if sizes else batch, descend)
+    few = features(source, source_axis) <= features(target, target_axis)
+    if sizes:
+        e, axis = _pooled(e, source, source_axis, sizes)
+        e = (e if axis == -1 else _columns(e, axis, sizes).mT).flatten(0, -2)
+    else:
+        e = _mean(e, source, source_axis)
+    return rate * (synapse @ (e.T @ e)) if few else rate * ((e @ synapse.T).T @ e)
+
+
+def channel_displace(e: Tensor, synapse: Tensor, source: Shape, target: Shape) -> Tensor:
+    """``token_displace`` between features that stand first. e: [B, *source]; returns [B, *target]."""
+    return token_displace(e, synapse, source, target, 0, 0)
 
 
 def channel_eq6(
-    synapse: Tensor,
-    e: Tensor,
-    gamma: float,
-    batch: int,
-    descend: bool,
-    source: tuple[int, ...],
-    target: tuple[int, ...],
+    synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape
 ) -> Tensor:
-    """γ d_i e_jᵀ of a ``channel`` synapse, mean over the batch and over the positions where it is applied."""
-    seen = channel_error(e, source, target)
-    positions = prod(channel_grid(source, target))
-    return _rate(gamma, batch * positions, descend) * torch.einsum("bip,bjp->ij", synapse @ seen, seen)
+    """``token_eq6`` between features that stand first."""
+    return token_eq6(synapse, e, gamma, batch, descend, source, target, 0, 0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reclra_graph.rules.operators import Chain, apply_chain
+from reclra_graph.rules.synapse import flat
 
 
 def total(first: Tensor, *others: Tensor) -> Tensor:
@@ -34,8 +35,6 @@ def target_at_once(
 
     h: [B, *shape]; e: [B, *source]. For large maps this is most of the time that a target takes.
     """
-    sent = e if len(source) == 1 else e.flatten(1)
-    flat = h if len(shape) == 1 else h.flatten(1)
-    flat = torch.addmm(flat, sent, synapse.T, alpha=-beta)
-    moved: Tensor = apply_chain(activation, flat if len(shape) == 1 else flat.reshape(-1, *shape))
+    h = torch.addmm(flat(h, shape), flat(e, source), synapse.T, alpha=-beta)
+    moved: Tensor = apply_chain(activation, h if len(shape) == 1 else h.reshape(-1, *shape))
     return moved

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from reclra_graph.errors import CODES, ModelError, Problem, StepError
-from reclra_graph.ir.operators import Buffer, OperatorGraph
+from reclra_graph.ir.operators import OPAQUE, Buffer, OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.runtime.loader import load_source
+from reclra_graph.structure import arguments, at, called
 
 
 class CompiledStep:
     """One training step of a model without backpropagation.
 
-    ``step(x, target)``, or ``step((x1, x2), target)`` for several inputs, moves the model's own parameters and the
+    ``step(x, target)``, ``step((x1, x2), target)`` or ``step({"name": x}, target)``, as the model was compiled, moves the model's own parameters and the
     synapses, and returns the loss (a 0-dim tensor). ``lr``, ``beta`` and ``gamma`` may be changed between steps.
     """
 
@@ -73,30 +74,67 @@ class CompiledStep:
             held.setdefault(key, value)
         return held
 
-    def __call__(self, inputs: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
-        """One training step on a batch. inputs: as the model's forward() takes them; target: as the loss expects it.
+    def __call__(self, inputs: Any, target: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """One training step on a batch.
+
+        inputs: as ``example_inputs`` was given: a tensor, a tuple of positional arguments, or a mapping of keyword
+        arguments. target: as the loss expects it; by the outputs' labels where several have a loss.
 
         Raises StepError, with parameters, buffers and synapses as they were: RG601 and RG602 for wrong shapes or
         dtypes, RG603 for classes out of range, RG604 where the loss or an input is not finite.
         """
         return self._run(inputs, target, self.module.sgd)
 
-    def _run(self, inputs: Tensor | Sequence[Tensor], target: Tensor, optimise: Any) -> Tensor:
-        given = tuple(inputs) if isinstance(inputs, Sequence) else (inputs,)
-        count = len(self.plan.regions.graph.inputs)
-        if len(given) != count or not all(isinstance(item, Tensor) for item in (*given, target)):
-            kinds = ", ".join(type(item).__name__ for item in (*given, target))
-            raise StepError(
-                Problem("RG601", f"the step takes {count} input tensors and a target; given: {kinds}", "step()")
-            )
+    def _given(self, inputs: Any) -> list[Tensor]:
+        """The tensors that the graph takes, from the arguments of a call."""
+        args, kwargs = called(inputs)
+        wanted = self.plan.regions.graph.inputs
+        if not args and any(isinstance(item.path[0], int) for item in wanted):
+            args, kwargs = (kwargs,), {}  # a mapping that is one positional argument
+        elif kwargs == {} and len(args) == len(wanted) and not any(isinstance(item.path[0], int) for item in wanted):
+            kwargs, args = {str(item.path[0]): value for item, value in zip(wanted, args, strict=True)}, ()
+        found, problems = [], []
+        for item in wanted:
+            try:
+                value = at(args, kwargs, item.path)
+            except (LookupError, AttributeError, TypeError):
+                value = None
+            if isinstance(value, Tensor):
+                found.append(value)
+            else:
+                kind = "is missing" if value is None else f"is a {type(value).__name__}, not a tensor"
+                problems.append(Problem("RG601", f"input {item.name} {kind}", "step()"))
+        count = len(arguments(args, kwargs))
+        if not problems and count != len(wanted):
+            problems.append(Problem("RG601", f"the step takes {len(wanted)} input tensors, not {count}", "step()"))
+        if problems:
+            raise StepError(problems)
+        return found
+
+    def _run(self, inputs: Any, target: Tensor | Mapping[str, Tensor], optimise: Any) -> Tensor:
+        given = self._given(inputs)
+        labels = [item.label for item in self.plan.losses]
+        if len(labels) == 1:
+            goal: Any = target[labels[0]] if isinstance(target, Mapping) and labels[0] in target else target
+            wrong = not isinstance(goal, Tensor)
+        else:
+            goal = dict(target) if isinstance(target, Mapping) else {}
+            wrong = set(goal) != set(labels) or not all(isinstance(item, Tensor) for item in goal.values())
+        if wrong:
+            wanted = "a tensor" if len(labels) == 1 else f"a dict of tensors for {', '.join(labels)}"
+            raise StepError(Problem("RG602", f"the target is a {type(target).__name__}, not {wanted}", "step()"))
+        goal = goal.detach() if isinstance(goal, Tensor) else {key: item.detach() for key, item in goal.items()}
         self._settle(given[0].device)
-        rates = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
+        rates: dict[str, Any] = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
+        opaque = [item.args[0] for item in self.plan.regions.graph.operators if item.target == OPAQUE]
+        if opaque:
+            rates["M"] = {str(path): self.model.get_submodule(str(path)).train() for path in opaque}
         try:
             loss: Tensor = self.module.step(
                 self.storage(),
                 self.synapses,
                 *(item.detach() for item in given),
-                target.detach(),
+                goal,
                 optimise=optimise,
                 **rates,
             )
@@ -115,7 +153,7 @@ class CompiledStep:
                 self.synapses[name] = self.synapses[name].to(home)
 
     def deltas(
-        self, inputs: Tensor | Sequence[Tensor], target: Tensor
+        self, inputs: Any, target: Tensor | Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """(loss, directions of descent for the parameters, the same for the synapses), means over the batch.
 

@@ -32,8 +32,11 @@ def operator_problems(graph: OperatorGraph) -> Iterator[Problem]:
             yield Problem("RG501", f"{operator.name}, a part of a tuple, has no shape", place)
         if not sized and not operator.target.startswith("aten.sym_"):
             yield Problem("RG501", f"{operator.name} has no shape", place)
-    if graph.output not in bound:
-        yield Problem("RG501", f"the output {graph.output} is not computed", graph.output)
+    if not graph.outputs:
+        yield Problem("RG501", "there is no output", graph.model)
+    for output in graph.outputs:
+        if output.value not in bound:
+            yield Problem("RG501", f"the output {output.value} is not computed", output.value)
     keys = [item.key for item in graph.held]
     for key in {key for key in keys if keys.count(key) > 1}:
         yield Problem("RG501", f"{key} is held twice", key)

@@ -49,10 +49,13 @@ def region_problems(regions: RegionGraph) -> Iterator[Problem]:
             at = name
         if at != region.post:
             yield Problem("RG501", f"the activation leads to {at}, not to {region.post}", place)
+        if graph.layouts.get(region.pre) != region.layout:
+            yield Problem("RG501", f"the layout of {region.pre} is not {region.layout}", place)
         if graph.sample_shape(region.pre) != region.shape:
             yield Problem("RG501", f"shape {region.shape} is not that of {region.pre}", place)
-    if regions.regions[regions.output].post != graph.output:
-        yield Problem("RG501", f"region {regions.output} does not make the output", f"region {regions.output}")
+    if [regions.regions[number].post for number in regions.outputs] != [item.value for item in graph.outputs]:
+        numbers = ", ".join(str(number) for number in regions.outputs)
+        yield Problem("RG501", f"region {numbers} does not make the output", f"region {numbers}")
     yield from _parameters(regions)
 
 

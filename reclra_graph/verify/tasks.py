@@ -80,7 +80,7 @@ def _parameters(tasks: TaskGraph) -> Iterator[Problem]:
         if f"P[{key}]" not in written:
             yield Problem("RG501", f"{key} learns, but no task updates it", key)
     for edge in tasks.plan.edges:
-        if edge.rule != "fixed" and f"E[{edge.name}]" not in written:
+        if edge.rule != "fixed" and f"E[{edge.synapse}]" not in written:
             yield Problem(
                 "RG501", f"synapse {edge.name} learns by {edge.rule}, but no task updates it", f"edge {edge.name}"
             )

@@ -16,18 +16,21 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
     """Broken invariants of a wiring plan."""
     regions = plan.regions.regions
     sites = set(plan.regions.sites)
-    output = plan.regions.output
+    outputs = set(plan.regions.outputs)
     wires = nx.DiGraph()
-    wires.add_node(output)
+    wires.add_nodes_from(outputs)
     for edge in plan.edges:
         place = f"edge {edge.name}"
         if edge.source not in sites or edge.target not in sites:
             yield Problem("RG404", f"edge {edge.name} touches a region without error neurons", place)
             continue
-        if edge.target == output:
+        if edge.target in outputs:
             yield Problem("RG404", f"edge {edge.name} leads into the output", place)
         wires.add_edge(edge.source, edge.target)
         yield from _shape(plan, edge)
+    yield from _sharing(plan)
+    if [item.label for item in plan.losses] != [item.label for item in plan.regions.graph.outputs]:
+        yield Problem("RG501", "the losses are not those of the outputs", "losses")
     for name, count in Counter(edge.name for edge in plan.edges).items():
         if count > 1:
             yield Problem("RG404", f"edge {name} is there {count} times", f"edge {name}")
@@ -35,7 +38,7 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
         cycle = " -> ".join(str(step[0]) for step in nx.find_cycle(wires))
         yield Problem("RG408", f"the error edges form a cycle: {cycle}", f"region {cycle.split(' ')[0]}")
         return
-    reached = nx.descendants(wires, output) | {output}
+    reached = outputs | {node for output in outputs for node in nx.descendants(wires, output)}
     for region in regions:
         if region.learns and region.id not in reached:
             yield Problem(
@@ -47,7 +50,7 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
     depth = nx.dag_longest_path_length(wires.subgraph(reached)) if len(reached) > 1 else 0
     if depth != plan.depth:
         yield Problem("RG501", f"the longest error path has {depth} edges, not {plan.depth}", "depth")
-    relays = tuple(sorted(node for node in wires if node != output and wires.out_degree(node)))
+    relays = tuple(sorted(node for node in wires if node not in outputs and wires.out_degree(node)))
     if relays != plan.relays:
         yield Problem("RG501", f"the relays are {relays}, not {plan.relays}", "relays")
     for number, rule in plan.update:
@@ -61,12 +64,25 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
         )
 
 
+def _sharing(plan: WiringPlan) -> Iterator[Problem]:
+    """A synapse is shared only between runs of one layer, and is one edge's own."""
+    own = {edge.name: edge for edge in plan.edges if not edge.shared}
+    for edge in plan.edges:
+        if not edge.shared:
+            continue
+        other = own.get(edge.shared)
+        if other is None:
+            yield Problem("RG404", f"edge {edge.name} shares the synapse {edge.shared}, which is no edge's own", edge.name)
+        elif (other.source, other.shape, other.form, other.rule) != (edge.source, edge.shape, edge.form, edge.rule):
+            yield Problem("RG404", f"edge {edge.name} cannot share the synapse of {other.name}", edge.name)
+
+
 def _shape(plan: WiringPlan, edge: Edge) -> Iterator[Problem]:
     source, target = plan.regions.regions[edge.source], plan.regions.regions[edge.target]
     if edge.form == "dense":
         wanted = (target.units, source.units)
-    elif edge.form == "channel" and target.shape and source.shape:
-        wanted = (target.shape[0], source.shape[0])
+    elif edge.form in ("channel", "token") and target.shape:
+        wanted = (target.features, source.features)
     else:
         yield Problem("RG404", f"edge {edge.name} has the unknown form {edge.form!r}", f"edge {edge.name}")
         return

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import reclra_graph as rg
 from reclra_graph.ir.operators import OperatorGraph, Ref
+from reclra_graph.options import Options
 from reclra_graph.passes.capture import capture
 from reclra_graph.runtime.compiled import CompiledStep
 from tests.models import Dropouts, ResidualCNN, Tied, TwoInputs, captured, dropouts, mlp, residual_cnn, same, tied
@@ -89,7 +90,7 @@ def forward_of(graph: OperatorGraph, model: nn.Module, constants: dict[str, Tens
 def test_the_graph_computes_what_the_model_does(make: type[nn.Module], size: int) -> None:
     model = make()
     shape = {"ResidualCNN": (1, 6, 6), "Tied": (6,), "Held": (4,)}[make.__name__]
-    graph, constants = capture(model, (torch.randn(3, *shape),))
+    graph, constants = capture(model, (torch.randn(3, *shape),), {}, Options())
     x = torch.randn(size, *shape)
     twin = copy.deepcopy(model)
     torch.testing.assert_close(forward_of(graph, twin, constants, x), model(x), rtol=0, atol=0)
@@ -230,7 +231,7 @@ def test_shapes_that_depend_on_the_batch() -> None:
             logits: Tensor = self.b(torch.tanh(pairs)).reshape(x.shape[0], -1)
             return logits
 
-    graph, constants = capture(Mixed(), (torch.randn(5, 4),))
+    graph, constants = capture(Mixed(), (torch.randn(5, 4),), {}, Options())
     assert ("2*B", 3) in [graph.types[operator.name].shape for operator in graph.operators if operator.type]
     assert constants == {}
 

@@ -1,0 +1,94 @@
+"""Copies of a model to trace: the model itself, and the session's random numbers, stay as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the model in train mode, with values of its own."""
+    # Weights that an older weight_norm or spectral_norm computed are attributes that deepcopy refuses.
+    computed: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                computed[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, computed).train()
+
+
+class _Alias(nn.Module):
+    """Another name of a module."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["original"] = original  # not a sub-module: its parameters have one name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["original"](*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+
+def one_name_each(model: nn.Module) -> nn.Module:
+    """The model with every sub-module registered once. A buffer that is written under two names breaks PyTorch's
+    functionalisation."""
+    seen: set[nn.Module] = set()
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child is not None and child in seen:
+                module._modules[name] = _Alias(child)
+            elif child is not None:
+                seen.add(child)
+    return model
+
+
+def bare_twin(module: nn.Module, made: nn.Module) -> nn.Module:
+    """``made`` with the parameters, buffers and sub-modules of ``module`` under the same names, and no code of theirs.
+
+    Parameters do not ask for gradients: what runs on them may write to them, as the model does under no_grad.
+    """
+    return _same_names(module, made, {})
+
+
+def _same_names(module: nn.Module, made: nn.Module, known: dict[object, Any]) -> nn.Module:
+    known[module] = made  # what the model has twice (a tied weight, a shared layer) stays one thing
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter not in known:
+            known[parameter] = nn.Parameter(parameter.detach(), requires_grad=False)
+        made.register_parameter(name, None if parameter is None else known[parameter])
+    persistent = module.state_dict(keep_vars=True)
+    for name, buffer in module._buffers.items():
+        made.register_buffer(name, buffer, persistent=name in persistent)
+    for name, child in module._modules.items():
+        if child is not None and child not in known:
+            _same_names(child, nn.Module(), known)
+        made.add_module(name, None if child is None else known[child])
+    return made
+
+
+@contextlib.contextmanager
+def undisturbed(seed: int | None = None) -> Iterator[None]:
+    """Leave torch's, Python's and numpy's random numbers as they were; inside, begin with ``seed`` if one is given."""
+    numpy = sys.modules.get("numpy")
+    states = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            if seed is not None:
+                torch.manual_seed(seed)
+                random.seed(seed)
+                if numpy:
+                    numpy.random.seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        if numpy:
+            numpy.random.set_state(states[1])
