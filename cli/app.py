@@ -150,8 +150,8 @@ def explain_command(
         from reclra_graph.cli import render, summary
 
         phase("importing torch")
-        from reclra_graph.model_file import neighbours
         from reclra_graph.api import make_options
+        from reclra_graph.model_file import neighbours
         from reclra_graph.passes.pipeline import explain_model
         from reclra_graph.structure import called
 
