@@ -18,7 +18,7 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import Operator, OperatorGraph, Parameter
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph, Update
 from reclra_graph.passes.blocks import block_of, find_blocks
-from reclra_graph.passes.extend import extended
+from reclra_graph.passes.extend import extended, with_last_layers
 from reclra_graph.passes.features import feature_axis
 from reclra_graph.passes.growing import Growing
 from reclra_graph.passes.local import local_derivatives
@@ -38,7 +38,8 @@ def partition(graph: OperatorGraph) -> RegionGraph:
         raise ModelError(Problem("RG302", f"no parameter of {graph.model} requires grad", graph.model))
     blocks = find_blocks(graph)
     grown = _grow(graph, blocks)
-    regions, outputs = _number(graph, extended(graph, [*grown, *_bare(graph, grown)]))
+    grown = with_last_layers(graph, [*grown, *_bare(graph, grown)])
+    regions, outputs = _number(graph, extended(graph, grown))
     result = _with_updates(graph, regions, outputs)
     if not any(region.learns for region in result.regions):
         raise ModelError(
@@ -79,8 +80,8 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
                 open_at.pop(old.end, None)
             region.end = operator.name
             open_at[operator.name] = region
-        elif len(mine) == 1 and len(arriving) == 1 and not parametrised and is_activation(operator):
-            region = mine[0]
+        elif len(arriving) == 1 and not parametrised and _ends(graph, arriving[0], operator, block):
+            region = arriving[0]
             open_at.pop(region.end)
             region.activation, region.post = (operator.name,), operator.name
             closed.append(region)
@@ -95,6 +96,11 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
     for region in list(open_at.values()):
         close(region)
     return closed
+
+
+def _ends(graph: OperatorGraph, region: Growing, operator: Operator, block: str) -> bool:
+    """Whether the operator is the non-linearity φ that ends a region: in its block, or between blocks."""
+    return block in ("", region.block) and is_activation(operator) and _only_user(graph, region.end, operator)
 
 
 def _only_user(graph: OperatorGraph, value: str, operator: Operator) -> bool:
