@@ -22,6 +22,7 @@ RANK = {
     "options": 1,
     "data": 1,
     "example_inputs": 1,
+    "structure": 1,
     "model_file": 2,
     "ir": 2,
     "rules": 3,
