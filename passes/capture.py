@@ -24,6 +24,7 @@ from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from reclra_graph.check_model import check_model
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.options import Options
@@ -91,6 +92,9 @@ def capture(
     Raises ModelError: RG107 for arguments without a tensor, RG201 where the model rejects them, RG202 where it cannot
     be traced, RG203–RG205 for values that a compiled step cannot handle.
     """
+    problems = check_model(model, args, kwargs)
+    if problems:
+        raise ModelError(problems)
     call = _flat(model, args, dict(kwargs))
     labels = _run_once(model, call)
     rungs: tuple[tuple[str, Callable[[nn.Module, FlatCall], Traced | None]], ...] = (

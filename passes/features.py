@@ -38,6 +38,9 @@ def feature_axis(graph: OperatorGraph, operators: Sequence[str], end: str) -> in
         elif target == "transpose" and place >= 0:
             one, two = (int(item) % rank for item in operator.args[1:3])  # type: ignore[arg-type]
             place = {one: two, two: one}.get(place, place)
+        elif target in ("stack", "unsqueeze") and place >= 0:
+            dims = operator.args[1] if len(operator.args) > 1 else 0
+            place += int(dims) % rank <= place  # type: ignore[arg-type]
         elif target in _FOLDS and place >= 0:
             source = graph.types.get(operator.reads[0])
             last = source is not None and place == len(source.shape) - 1

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reclra_graph.check_model import plain_model
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.export.plan_json import read_plan
 from reclra_graph.ir.program import StepProgram
@@ -74,8 +75,7 @@ def compile(  # named as torch.compile is
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(Problem("RG104", f"the model is a {type(model).__name__}, not an nn.Module", "model"))
+    model = plain_model(model)
     args, kwargs = called(example_inputs, example_kwargs)
     options = make_options(
         gpus=gpus, depth=depth, relays=relays, wiring=wiring, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,

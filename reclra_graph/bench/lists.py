@@ -69,8 +69,13 @@ def named(which: str) -> tuple[Entry, ...]:
 
 
 def own_entries() -> tuple[Entry, ...]:
-    """The project's own models, in the order of their registry."""
-    from reclra_graph.bench.own import names
+    """The project's own models, in the order of their registry. Raises UsageError RG802 without numpy, which some of
+    them call."""
+    try:
+        from reclra_graph.bench.own import names
+    except ModuleNotFoundError as error:
+        advice = "Install the extra: `pip install 'reclra-graph[zoo]'`."
+        raise UsageError(Problem("RG802", f"{error.name} is not installed", "own", advice)) from None
 
     return tuple(Entry("own", name) for name in names())
 

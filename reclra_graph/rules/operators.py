@@ -36,6 +36,11 @@ _ALWAYS_POINTWISE = {
 }
 
 
+# A plan says nothing of strides, which differ from batch to batch (channels_last images, an error computed elsewhere):
+# what was a view of the example's values may need a copy of others.
+STRIDE_BOUND = ("aten.view.default", "aten._unsafe_view.default")
+
+
 def short(target: str) -> str:
     """``"conv2d"`` for ``"aten.conv2d.default"``."""
     return target.split(".")[1]
@@ -43,7 +48,8 @@ def short(target: str) -> str:
 
 @cache
 def function(target: str) -> Callable[..., Any]:
-    """The callable behind an operator's target. Raises KeyError where this PyTorch has none."""
+    """The callable behind an operator's target; reshape for a view. Raises KeyError where this PyTorch has none."""
+    target = "aten.reshape.default" if target in STRIDE_BOUND else target
     space, _, rest = target.partition(".")
     try:
         if space == "aten":
