@@ -22,6 +22,7 @@ RANK = {
     "options": 1,
     "data": 1,
     "example_inputs": 1,
+    "structure": 1,
     "check_model": 2,
     "formats": 2,
     "model_file": 3,

@@ -129,7 +129,7 @@ REFUSED_STEPS: dict[str, tuple[Callable[[], CompiledStep], Any, Any, str]] = {
     "no inputs": (CE, (), GOOD[1], "RG601"),
     "inputs of None": (CE, None, GOOD[1], "RG601"),
     "a list of numbers": (CE, [1.0, 2.0], GOOD[1], "RG601"),
-    "a target of None": (CE, GOOD[0], None, "RG601"),
+    "a target of None": (CE, GOOD[0], None, "RG602"),
     "too wide": (CE, torch.zeros(3, 5), GOOD[1], "RG601"),
     "too many dimensions": (CE, torch.zeros(3, 4, 1), GOOD[1], "RG601"),
     "no dimensions": (CE, torch.tensor(1.0), GOOD[1], "RG601"),
