@@ -11,13 +11,13 @@ After:   regions. A region starts at a parametrised operator; it takes in what f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import Operator, OperatorGraph, Parameter
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph, Update
-from reclra_graph.passes.blocks import block_of, find_blocks
+from reclra_graph.passes.blocks import find_blocks
 from reclra_graph.passes.extend import extended, with_last_layers
 from reclra_graph.passes.features import feature_axis
 from reclra_graph.passes.growing import Growing
@@ -48,7 +48,7 @@ def partition(graph: OperatorGraph) -> RegionGraph:
     return result
 
 
-def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
+def _grow(graph: OperatorGraph, blocks: Mapping[str, str]) -> list[Growing]:
     """All regions with a parametrised operator, closed."""
     open_at: dict[str, Growing] = {}
     closed: list[Growing] = []
@@ -60,7 +60,7 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
 
     for operator in graph.operators:
         data = data_read(operator, graph)
-        block = block_of(operator.module, blocks)
+        block = blocks.get(operator.name, "")
         arriving = [open_at[name] for name in data if name in open_at]
         mine = [region for region in arriving if region.block == block and _only_user(graph, region.end, operator)]
         if operator.name in graph.without_data or operator.name not in graph.reaching:
