@@ -1,8 +1,8 @@
 """Blocks: the parts of a model that repeat, each of which wires its own layers.
 
 Before:  an operator graph.
-After:   for every operator inside a block the block's name: the path of a module whose class occurs again, or, in a model
-         whose modules do not repeat, ``block 1``, ``block 2``, … for isomorphic parts between values that every path
+After:   for every operator inside a block the block's name: the path of a module whose class occurs again, or, in a
+         model whose modules do not repeat, ``block 1``, ``block 2``, … for isomorphic parts between values that every path
          from the inputs to the outputs leads through (dominators), such as the residual blocks of an imported graph.
 """
 
@@ -77,8 +77,11 @@ def _repeated_parts(graph: OperatorGraph) -> dict[str, str]:
     for name in nx.topological_sort(flow):
         part = end_of.get(name)
         # A value between two cuts belongs to the part that ends with the second.
-        part_of[name] = part if part is not None else 1 + max(
-            part_of[source] if source in end_of else part_of[source] - 1 for source in flow.predecessors(name)
+        part_of[name] = (
+            part
+            if part is not None
+            else 1
+            + max(part_of[source] if source in end_of else part_of[source] - 1 for source in flow.predecessors(name))
         )
     parts: dict[int, list[str]] = {}
     for name, part in part_of.items():

@@ -95,7 +95,7 @@ def with_last_layers(graph: OperatorGraph, grown: list[Growing]) -> list[Growing
 
 
 def _leads_only(graph: OperatorGraph, region: Growing, between: set[str]) -> bool:
-    """Whether a region leads nowhere but over these operators, and its error can be carried back over its activation."""
+    """Whether a region leads nowhere but over these operators, and errors can pass back over its activation."""
     if any(short(graph.by_name[name].target) in STEPS for name in region.activation):
         return False
     waiting, seen = [region.post], set[str]()
