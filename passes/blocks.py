@@ -1,9 +1,9 @@
 """Blocks: the parts of a model that repeat, each of which wires its own layers.
 
 Before:  an operator graph.
-After:   for every operator inside a block the block's name: the path of a module whose class occurs again, or, in a
-         model whose modules do not repeat, ``block 1``, ``block 2``, … for isomorphic parts between values that every path
-         from the inputs to the outputs leads through (dominators), such as the residual blocks of an imported graph.
+After:   for every operator inside a block the block's name: the path of a module whose class occurs again; or, in a
+         model whose modules do not repeat, ``block 1``, ``block 2``, … for isomorphic parts between values that every
+         path from the inputs to the outputs leads through (dominators), such as an imported graph's residual blocks.
 """
 
 from __future__ import annotations
