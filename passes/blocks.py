@@ -74,7 +74,7 @@ def _repeated_parts(graph: OperatorGraph) -> dict[str, str]:
         cuts.append(above[cuts[-1]])
     end_of = {name: index for index, name in enumerate(reversed(cuts))}
     part_of: dict[str, int] = {}
-    for name in nx.topological_sort(flow):
+    for name in (_SOURCE, *(operator.name for operator in graph.operators if operator.name in flow), _SINK):
         part = end_of.get(name)
         # A value between two cuts belongs to the part that ends with the second.
         part_of[name] = (
@@ -87,12 +87,14 @@ def _repeated_parts(graph: OperatorGraph) -> dict[str, str]:
     for name, part in part_of.items():
         if name not in (_SOURCE, _SINK):
             parts.setdefault(part, []).append(name)
-    kinds: dict[str, list[int]] = {}
+    # Blocks made by the same code have the same operators in the same order, which is isomorphism enough.
+    kinds: dict[tuple[tuple[str, tuple[int, ...]], ...], list[int]] = {}
     for part, names in parts.items():
         layers = sum(any(read in graph.derived for read in graph.by_name[name].reads) for name in names)
         if layers >= 2:
-            shape = nx.DiGraph(flow.subgraph(names))
-            nx.set_node_attributes(shape, {name: graph.by_name[name].target for name in names}, "target")
-            kinds.setdefault(nx.weisfeiler_lehman_graph_hash(shape, node_attr="target"), []).append(part)
+            place = {name: index for index, name in enumerate(names)}
+            members = [graph.by_name[name] for name in names]
+            kind = tuple((item.target, tuple(place.get(read, -1) for read in item.reads)) for item in members)
+            kinds.setdefault(kind, []).append(part)
     chosen = sorted(part for members in kinds.values() if len(members) > 1 for part in members)
     return {name: f"block {number}" for number, part in enumerate(chosen, start=1) for name in parts[part]}
