@@ -23,7 +23,7 @@ from reclra_graph.passes.features import feature_axis
 from reclra_graph.passes.growing import Growing
 from reclra_graph.passes.local import local_derivatives
 from reclra_graph.rules.operators import is_activation, short
-from reclra_graph.rules.table import NORMS, carry, data_read, derived_read, parameters_read, update
+from reclra_graph.rules.table import MOVES, NORMS, carry, data_read, derived_read, parameters_read, update
 
 
 def partition(graph: OperatorGraph) -> RegionGraph:
@@ -54,8 +54,13 @@ def _grow(graph: OperatorGraph, blocks: Mapping[str, str]) -> list[Growing]:
     closed: list[Growing] = []
 
     def close(region: Growing) -> None:
-        region.post = region.post or region.end
         open_at.pop(region.end, None)
+        # What only moves numbers to other places stands behind the representation: queries and keys of an attention are
+        # errors' business as features, not as heads.
+        while short(graph.by_name[region.end].target) in MOVES and region.end not in graph.output_values:
+            region.core.remove(region.end)
+            region.end = graph.by_name[region.end].reads[0]
+        region.post = region.post or region.end
         closed.append(region)
 
     for operator in graph.operators:
