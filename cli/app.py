@@ -16,13 +16,19 @@ import typer
 
 from reclra_graph.cli.bench import bench_app
 from reclra_graph.errors import Problem, ReclraError, UsageError
-from reclra_graph.options import LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
+from reclra_graph.options import FRONTENDS, LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
 
 if TYPE_CHECKING:
     from reclra_graph.model_file import LoadedModel
 
-MODEL_HELP = "A Python file that offers `model` or `build_model()`, and `example_inputs`; or package.module:factory."
-INPUT_HELP = "Shape of an example input, such as 64x1x28x28 or 64x128:int64; once for each input of the model."
+MODEL_HELP = (
+    "A Python file that offers `model` or `build_model()`, and `example_inputs`; package.module:factory; "
+    "a program that torch.export.save wrote (.pt2); or an ONNX file (.onnx)."
+)
+INPUT_HELP = (
+    "Shape of an example input, such as 64x1x28x28 or 64x128:int64, by keyword as ids=64x128:int64; "
+    "once for each input of the model."
+)
 DEFAULT = Options()
 
 
@@ -32,6 +38,8 @@ def _one_of(names: Sequence[object]) -> str:
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 Inputs = Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP, metavar="SHAPE")]
+Output = Annotated[str | None, typer.Option(help="The result that has the loss, such as logits or 0.")]
+Frontend = Annotated[str, typer.Option(help=f"How the model is captured: {_one_of(FRONTENDS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, errors too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
@@ -50,7 +58,16 @@ def compile_command(
     norm: Annotated[int, typer.Option(help="p = q of the discrepancy: 1 or 2.")] = DEFAULT.norm,
     sign: Annotated[str, typer.Option(help=f"Sign of the synapses' update: {_one_of(SIGNS)}.")] = DEFAULT.sign,
     gain: Annotated[bool, typer.Option("--gain", help="Divide errors by beta before they are passed on.")] = False,
-    loss: Annotated[str, typer.Option(help=f"{_one_of(LOSSES)}.")] = DEFAULT.loss,
+    loss: Annotated[
+        str, typer.Option(help=f"{_one_of(LOSSES)}; or one for each result: class=cross-entropy,box=mse.")
+    ] = "cross-entropy",
+    output: Output = None,
+    label_smoothing: Annotated[float, typer.Option(help="Of losses over classes.")] = DEFAULT.label_smoothing,
+    ignore_index: Annotated[
+        int | None, typer.Option(help="Class index of targets that do not count.", show_default=False)
+    ] = None,
+    class_weights: Annotated[str | None, typer.Option(help="Of losses over classes, such as 1,1,5.")] = None,
+    frontend: Frontend = DEFAULT.frontend,
     optimizer: Annotated[str, typer.Option(help=f"{_one_of(OPTIMIZERS)}.")] = DEFAULT.optimizer,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULT.lr,
     update: Annotated[str, typer.Option(help=f"How regions learn: {_one_of(UPDATES)}.")] = DEFAULT.update,
@@ -73,7 +90,12 @@ def compile_command(
         "norm": norm,
         "sign": sign,
         "gain": gain,
-        "loss": loss,
+        "loss": _losses(loss),
+        "output": output,
+        "label_smoothing": label_smoothing,
+        "ignore_index": ignore_index,
+        "class_weights": tuple(_decimal(item) for item in _parts(class_weights or "")),
+        "frontend": frontend,
         "optimizer": optimizer,
         "lr": lr,
         "update": update,
@@ -89,7 +111,7 @@ def compile_command(
         from reclra_graph.export.artifacts import FILES, STATE, unwritable
         from reclra_graph.model_file import neighbours
 
-        usage = list(Options(**options).problems())
+        usage = list(api.make_options(**options).problems())
         other = list(unwritable(out)) if out is not None else []
         phase(f"reading {model}")
         with neighbours(model):
@@ -99,6 +121,7 @@ def compile_command(
             step = api.compile(
                 loaded.model,
                 loaded.example_inputs,
+                example_kwargs=loaded.example_kwargs,
                 progress=lambda name: phase(f"compiling {loaded.name}: {name}"),
                 **options,
             )
@@ -114,21 +137,30 @@ def compile_command(
     _report(model, work, as_json, quiet)
 
 
-def explain_command(model: Model, inputs: Inputs = None, as_json: Json = False) -> None:
+def explain_command(
+    model: Model,
+    inputs: Inputs = None,
+    output: Output = None,
+    frontend: Frontend = DEFAULT.frontend,
+    as_json: Json = False,
+) -> None:
     """Say which parts of a model would learn, and how, before anything is built."""
 
     def work(phase: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None]]:
         from reclra_graph.cli import render, summary
 
         phase("importing torch")
+        from reclra_graph.api import make_options
         from reclra_graph.model_file import neighbours
         from reclra_graph.passes.pipeline import explain_model
+        from reclra_graph.structure import called
 
         phase(f"reading {model}")
         with neighbours(model):
             loaded = _load(model, inputs or [], [], [])
             phase(f"reading the operators of {loaded.name}")
-            regions = explain_model(loaded.model, loaded.example_inputs)
+            options = make_options(frontend=frontend, output=output)
+            regions = explain_model(loaded.model, *called(loaded.example_inputs, loaded.example_kwargs), options)
         value = summary.explained(loaded.name, regions)
         return value, lambda: render.explained(value)
 
@@ -162,7 +194,8 @@ def run(typer_app: typer.Typer, name: str) -> NoReturn:
         message: Callable[[], str] | None = getattr(error, "format_message", None)
         if message is None:
             raise
-        _print_json(_failure(2, [{"code": "", "name": "usage", "cause": message(), "place": "", "remedy": ""}]))
+        usage = {"code": "", "name": "usage", "cause": message(), "place": "", "remedy": "", "page": ""}
+        _print_json(_failure(2, [usage]))
         raise SystemExit(2) from None
     raise SystemExit(status if isinstance(status, int) else 0)
 
@@ -219,8 +252,20 @@ def _load(model: str, inputs: Sequence[str], usage: list[Problem], other: list[P
     return loaded
 
 
+def _losses(text: str) -> str | dict[str, str]:
+    """``mse``, or ``class=cross-entropy,box=mse``."""
+    return dict((*item.split("=", 1), "")[:2] for item in _parts(text)) if "=" in text else text  # type: ignore[misc]
+
+
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _decimal(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0  # which the options refuse
 
 
 def _number(text: str) -> int | str:
@@ -237,6 +282,7 @@ def _problem(problem: Problem) -> dict[str, str]:
         "cause": problem.cause,
         "place": problem.place,
         "remedy": problem.advice,
+        "page": problem.page,
     }
 
 

@@ -80,13 +80,14 @@ def zoo(content: dict[str, Any], lines: Sequence[str], files: Sequence[Path]) ->
 
 
 def problems(found: Sequence[Problem]) -> None:
-    """Each problem on standard error: code, cause, place, remedy."""
+    """Each problem on standard error: code, cause, place, remedy, page."""
     console = _console(stderr=True)
     for problem in found:
         console.print(Text.assemble((f"{problem.code} {problem.name}", "bold red"), ": ", problem.cause))
         if problem.place:
             console.print(Text.assemble(("    at: ", "dim"), problem.place))
         console.print(Text.assemble(("    do: ", "dim"), problem.advice))
+        console.print(Text.assemble(("    see: ", "dim"), problem.page))
     if len(found) > 1:
         console.print(f"{len(found)} problems", style="bold")
 

@@ -24,6 +24,7 @@ from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from reclra_graph.check_model import check_model
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.options import Options
@@ -56,8 +57,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class FlatCall:
-    """A call of forward() by the tensors among its arguments. ``several`` holds at least two samples of each, ``batched``
-    whether a tensor leads with the batch."""
+    """A call of forward() by the tensors among its arguments; ``batched`` says which of them lead with the batch."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -92,6 +92,9 @@ def capture(
     Raises ModelError: RG107 for arguments without a tensor, RG201 where the model rejects them, RG202 where it cannot
     be traced, RG203–RG205 for values that a compiled step cannot handle.
     """
+    problems = check_model(model, args, kwargs)
+    if problems:
+        raise ModelError(problems)
     call = _flat(model, args, dict(kwargs))
     labels = _run_once(model, call)
     rungs: tuple[tuple[str, Callable[[nn.Module, FlatCall], Traced | None]], ...] = (
@@ -234,5 +237,5 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Recurrent layers are unrolled over time; everything else stays the operator it is."""
     from torch._decomp import decomposition_table
 
-    kinds = [getattr(getattr(torch.ops.aten, name), "input") for name in _UNROLLED]
+    kinds = [getattr(torch.ops.aten, name).input for name in _UNROLLED]
     return {kind: decomposition_table[kind] for kind in kinds}

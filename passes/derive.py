@@ -38,8 +38,8 @@ from reclra_graph.ir.tasks import Call
 from reclra_graph.passes.mended import mended
 from reclra_graph.rules.operators import function
 
-# A prime that no layer's sizes have as a factor. PyTorch's composite formulas sometimes turn the batch's symbol into this
-# number; wherever it divides a number of the trace, the batch size is meant.
+# A prime that no layer's sizes have as a factor. PyTorch's composite formulas sometimes turn the batch's symbol into
+# this number; wherever it divides a number of the trace, the batch size is meant.
 _BATCH_HINT = 1_000_003
 
 
@@ -184,7 +184,7 @@ def _solved(problem: _Problem) -> tuple[tuple[Call, ...], tuple[tuple[int, str],
             def forward(*moving: Tensor) -> tuple[Tensor, ...]:
                 moved = {f"a{index}": value for index, value in zip(problem.wanted, moving, strict=True)}
                 known = {**given, **sizes, **moved}
-                result = function(problem.target)(
+                result = (_copied if problem.target == "aten.copy.default" else function(problem.target))(
                     *(_given(item, known) for item in problem.args),
                     **{key: _given(item, known) for key, item in problem.kwargs},
                 )
@@ -204,6 +204,11 @@ def _solved(problem: _Problem) -> tuple[tuple[Call, ...], tuple[tuple[int, str],
     traced.graph.eliminate_dead_code()
     sources = [BATCH, *(f"e{index}" for index in range(len(cotangents))), *(f"a{index}" for index in held)]
     return _calls(traced.graph, sources, problem)
+
+
+def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``aten.copy``, what copy_() becomes without mutation, for which PyTorch has no derivative."""
+    return source.to(target.dtype).expand_as(target).clone()
 
 
 def _given(argument: Argument, held: dict[str, Any]) -> Any:

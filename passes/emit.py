@@ -140,7 +140,7 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     given = ", ".join(f"{name!r}: {name}" for name in names)
     led = [item.type.shape[:1] == (plan.regions.graph.batch,) for item in plan.regions.graph.inputs]
     first = names[led.index(True)]
-    writer.line(f"check_inputs({{{given}}}, target, {first}.shape[0])")
+    writer.line(f"check_inputs({{{given}}}, target, *{first}.shape[:1])")
     writer.line(f"B, device = {first}.shape[0], {first}.device")
     if len(schedule.lanes) > 1:
         writer.line("lanes = Lanes(device)")
@@ -281,13 +281,12 @@ class _Writer:
             written = [ast.Name(store.name[0], ast.Load()), ast.Constant(store.name[2:-1]), read(delta.name)]
             self.line(unparsed(call("optimise", [*written, ast.Name("lr", ast.Load())])))
         elif item.function == "opaque":
-            path, args, pairs = item.args
+            path, given, pairs = item.args
             assert isinstance(pairs, tuple)
-            keywords = ast.Dict(
-                [ast.Constant(pair[0]) for pair in pairs], [argument(pair[1], read) for pair in pairs]  # type: ignore[index]
-            )
+            named = {str(pair[0]): pair[1] for pair in pairs if isinstance(pair, tuple)}
+            keywords = ast.Dict([ast.Constant(key) for key in named], [argument(named[key], read) for key in named])
             *parts, run = item.results
-            made = call("opaque", [_live(path), argument(args, read), keywords])
+            made = call("opaque", [_live(path), argument(given, read), keywords])
             shown = ", ".join(part or "_" for part in parts)
             self.line(f"[{shown}], {run} = {unparsed(made)}", _comment([kind for kind in item.types if kind]))
         elif item.function == "opaque_vjp":
@@ -313,7 +312,7 @@ class _Writer:
 
 def _live(path: Argument) -> ast.expr:
     """The sub-module at a path."""
-    return ast.Subscript(ast.Name("M", ast.Load()), ast.Constant(path), ast.Load())
+    return ast.Subscript(ast.Name("M", ast.Load()), ast.Constant(str(path)), ast.Load())
 
 
 def _comment(kinds: list[TensorType]) -> str:

@@ -11,7 +11,9 @@ _FIRST = {
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "group_norm", "native_group_norm", "_native_batch_norm_legit_functional",
 }  # fmt: skip
-_LAST = {"linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "embedding", "layer_norm", "native_layer_norm", "rms_norm"}
+_LAST = {
+    "linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "embedding", "layer_norm", "native_layer_norm", "rms_norm",
+}  # fmt: skip
 _FOLDS = {"view", "reshape", "_unsafe_view", "flatten", "unflatten"}
 
 
@@ -36,6 +38,9 @@ def feature_axis(graph: OperatorGraph, operators: Sequence[str], end: str) -> in
         elif target == "transpose" and place >= 0:
             one, two = (int(item) % rank for item in operator.args[1:3])  # type: ignore[arg-type]
             place = {one: two, two: one}.get(place, place)
+        elif target in ("stack", "unsqueeze") and place >= 0:
+            dims = operator.args[1] if len(operator.args) > 1 else 0
+            place += int(dims) % rank <= place  # type: ignore[arg-type]
         elif target in _FOLDS and place >= 0:
             source = graph.types.get(operator.reads[0])
             last = source is not None and place == len(source.shape) - 1

@@ -97,7 +97,8 @@ def _opaque(
     held = references(parameters)
     results = tuple(fresh("opaque") if name in wanted else "" for name in (*inputs, *held))
     names = tuple(keys[name].removeprefix(f"{path}.") for name in held)
-    calls.append(Call("opaque_vjp", (path, Ref(operator.name), errors, names), (), results, (None,) * len(results), True))
+    sent = (path, Ref(operator.name), errors, names)
+    calls.append(Call("opaque_vjp", sent, (), results, (None,) * len(results), True))
     for name, result in zip((*inputs, *held), results, strict=True):
         if result:
             at.setdefault(name, {}).setdefault(None, []).append(result)

@@ -10,7 +10,7 @@ After:   forward tasks region by region, the loss with e_L, and for every region
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import prod
 from typing import Any
 
@@ -21,7 +21,7 @@ from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Edge, WiringPlan
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.names import value_names
-from reclra_graph.rules.operators import short
+from reclra_graph.rules.operators import is_random, short
 from reclra_graph.rules.table import ERROR, carry, update
 
 _LOSSES = {
@@ -67,8 +67,8 @@ class _Lowering:
 
     def result(self) -> TaskGraph:
         late = self._bookkeeping()
-        for region in self.regions:
-            self._forward(region, late)
+        for number, names in self._pieces(late):
+            self._forward(self.regions[number], names)
         self._loss()
         levels = self.plan.level
         order = sorted(levels, key=lambda number: (levels[number], -number))
@@ -148,11 +148,24 @@ class _Lowering:
     def _tuple(self, name: str) -> bool:
         return name in self.graph.by_name and bool(self.graph.by_name[name].types)
 
-    def _forward(self, region: Region, late: set[str]) -> None:
-        calls = self._operator_calls(tuple(name for name in region.operators if name not in late))
+    def _pieces(self, late: set[str]) -> list[tuple[int, tuple[str, ...]]]:
+        """(region, operators) in the order of the forward pass: region by region; in the model's own order where random
+        numbers would else be drawn in another, as by dropouts in two branches."""
+        whole = [(region.id, tuple(name for name in region.operators if name not in late)) for region in self.regions]
+        drawn = [name for _, names in whole for name in names if is_random(self.graph.by_name[name])]
+        if drawn == [item.name for item in self.graph.operators if item.name in set(drawn)]:
+            return whole
+        owner = self.plan.regions.region_of
+        ordered = [item.name for item in self.graph.operators if item.name not in late]
+        return [(number, tuple(names)) for number, names in groupby(ordered, key=owner.__getitem__)]
+
+    def _forward(self, region: Region, names: tuple[str, ...]) -> None:
+        calls = self._operator_calls(names)
         if calls:
-            flops = sum(_flops(self.graph, self.graph.by_name[name]) for name in region.operators)
-            self._add(f"forward:{region.id}", "forward", region.id, "forward", calls, 0, flops)
+            flops = sum(_flops(self.graph, self.graph.by_name[name]) for name in names)
+            piece = sum(task.kind == "forward" and task.region == region.id for task in self.tasks)
+            name = f"forward:{region.id}" + (f":{piece + 1}" if piece else "")
+            self._add(name, "forward", region.id, "forward", calls, 0, flops)
 
     def _type(self, region: Region) -> TensorType:
         return self.graph.types[region.post]

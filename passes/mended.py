@@ -20,8 +20,8 @@ def mended() -> Iterator[None]:
     """``nn.LSTM``'s last states have the shape that they have outside of tracing.
 
     In torch 2.11 the form of ``aten.lstm`` that tracing uses returns states with one dimension too many: it squeezes
-    the batch's dimension in place of the first (``one_layer_lstm``: ``hx.squeeze(1)``). Grouped products of float32, which
-    run, can be traced.
+    the batch's dimension in place of the first (``one_layer_lstm``: ``hx.squeeze(1)``). Grouped products of float32,
+    which run, can be traced.
     """
     originals = {name: getattr(decompositions, name) for name in _LAYERS}
     for name, layer in originals.items():
@@ -39,7 +39,7 @@ def mended() -> Iterator[None]:
 
 
 def _any_dtype(meta: Callable[..., Any]) -> Callable[..., Any]:
-    """Sizes of grouped products (experts' layers) are told for every dtype that the kernels take, not for bfloat16 only."""
+    """Sizes of grouped products (experts' layers) are told for all dtypes that the kernels take, not bfloat16 alone."""
 
     @functools.wraps(meta)
     def mended_meta(first: Any, second: Any, *args: Any, **kwargs: Any) -> Any:

@@ -16,9 +16,9 @@ from reclra_graph.verify.program import AUTOGRAD
 
 RESERVED = frozenset(
     {
-        "torch", "F", "P", "E", "C", "B", "M", "T", "opaque", "opaque_vjp", "lr", "beta", "gamma", "lanes", "here", "loss", "target", "optimise", "step",
-        "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib",
-        "PLAN", "SYNAPSES", "INPUTS", "LANES", "SMALLEST_BATCH", "Lanes",
+        "torch", "F", "P", "E", "C", "B", "M", "T", "lr", "beta", "gamma", "lanes", "here", "loss", "target",
+        "optimise", "step", "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib", "opaque",
+        "opaque_vjp", "PLAN", "SYNAPSES", "INPUTS", "TARGETS", "LANES", "SMALLEST_BATCH", "Lanes",
         "aten", "math", "operator", "constants", "record", "wait", "lane", "self", "print", "device",
     }
 )  # fmt: skip
@@ -103,4 +103,3 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
                     label = _SHORT.get(short(source.target), "part")
             names[name] = namer.new(f"{identifier(label + '_', 'v_').rstrip('_')}{region.id}")
     return names, namer
-

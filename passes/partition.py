@@ -11,14 +11,14 @@ After:   regions. A region starts at a parametrised operator; it takes in what f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import Operator, OperatorGraph, Parameter
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph, Update
-from reclra_graph.passes.blocks import block_of, find_blocks
-from reclra_graph.passes.extend import extended
+from reclra_graph.passes.blocks import find_blocks
+from reclra_graph.passes.extend import extended, with_last_layers
 from reclra_graph.passes.features import feature_axis
 from reclra_graph.passes.growing import Growing
 from reclra_graph.passes.local import local_derivatives
@@ -38,7 +38,8 @@ def partition(graph: OperatorGraph) -> RegionGraph:
         raise ModelError(Problem("RG302", f"no parameter of {graph.model} requires grad", graph.model))
     blocks = find_blocks(graph)
     grown = _grow(graph, blocks)
-    regions, outputs = _number(graph, extended(graph, [*grown, *_bare(graph, grown)]))
+    grown = with_last_layers(graph, [*grown, *_bare(graph, grown)])
+    regions, outputs = _number(graph, extended(graph, grown))
     result = _with_updates(graph, regions, outputs)
     if not any(region.learns for region in result.regions):
         raise ModelError(
@@ -47,7 +48,7 @@ def partition(graph: OperatorGraph) -> RegionGraph:
     return result
 
 
-def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
+def _grow(graph: OperatorGraph, blocks: Mapping[str, str]) -> list[Growing]:
     """All regions with a parametrised operator, closed."""
     open_at: dict[str, Growing] = {}
     closed: list[Growing] = []
@@ -59,7 +60,7 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
 
     for operator in graph.operators:
         data = data_read(operator, graph)
-        block = block_of(operator.module, blocks)
+        block = blocks.get(operator.name, "")
         arriving = [open_at[name] for name in data if name in open_at]
         mine = [region for region in arriving if region.block == block and _only_user(graph, region.end, operator)]
         if operator.name in graph.without_data or operator.name not in graph.reaching:
@@ -79,8 +80,8 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
                 open_at.pop(old.end, None)
             region.end = operator.name
             open_at[operator.name] = region
-        elif len(mine) == 1 and len(arriving) == 1 and not parametrised and is_activation(operator):
-            region = mine[0]
+        elif len(arriving) == 1 and not parametrised and _ends(graph, arriving[0], operator, block):
+            region = arriving[0]
             open_at.pop(region.end)
             region.activation, region.post = (operator.name,), operator.name
             closed.append(region)
@@ -95,6 +96,11 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
     for region in list(open_at.values()):
         close(region)
     return closed
+
+
+def _ends(graph: OperatorGraph, region: Growing, operator: Operator, block: str) -> bool:
+    """Whether the operator is the non-linearity φ that ends a region: in its block, or between blocks."""
+    return block in ("", region.block) and is_activation(operator) and _only_user(graph, region.end, operator)
 
 
 def _only_user(graph: OperatorGraph, value: str, operator: Operator) -> bool:
@@ -133,8 +139,8 @@ def _number(graph: OperatorGraph, grown: list[Growing]) -> tuple[tuple[Region, .
     for operator in graph.operators:
         members.setdefault(owner[operator.name], []).append(operator.name)
     first = graph.inputs[0]
-    shape = graph.sample_shape(first.name) or ()
-    regions = [Region(0, "input", "input", tuple(members.get(0, ())), first.name, (), first.name, shape)]
+    given = graph.sample_shape(first.name) or ()
+    regions = [Region(0, "input", "input", tuple(members.get(0, ())), first.name, (), first.name, given)]
     for number, region in enumerate(grown, start=1):
         shape = graph.sample_shape(region.end)
         assert shape is not None, region
@@ -191,11 +197,7 @@ def _with_updates(graph: OperatorGraph, regions: tuple[Region, ...], outputs: tu
     flat: set[str] = set()
     done = tuple(_without_zeros(graph, region, flat) for region in done)
     used = {key for region in done for key in region.parameters}
-    frozen = [
-        (item.key, _why_frozen(graph, item, flat))
-        for item in graph.parameters
-        if item.key not in used
-    ]
+    frozen = [(item.key, _why_frozen(graph, item, flat)) for item in graph.parameters if item.key not in used]
     return RegionGraph(graph, done, outputs, tuple(frozen))
 
 

@@ -58,7 +58,10 @@ def compile_model(
     options: Options,
     progress: Progress | None = None,
 ) -> Compilation:
-    """All passes over a model, called as ``model(*args, **kwargs)``. Raises UsageError for impossible options, ModelError for impossible models."""
+    """All passes over a model, called as ``model(*args, **kwargs)``.
+
+    Raises UsageError for impossible options, ModelError for impossible models.
+    """
     problems = options.problems()
     if problems:
         raise UsageError(problems)

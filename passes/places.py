@@ -17,16 +17,19 @@ def first_line(error: BaseException) -> str:
 
 
 def users(path: str) -> bool:
-    """Whether a file is the user's own: not PyTorch's, and no text that was compiled at run time."""
-    return "/torch/" not in path.replace("\\", "/") and not path.startswith(("<", "torch/"))
+    """Whether a file is the user's own: not PyTorch's, not one of the passes that run the model, and no text that was
+    compiled at run time."""
+    if "/torch/" in path.replace("\\", "/") or path.startswith(("<", "torch/")):
+        return False
+    return os.path.dirname(path) != os.path.dirname(__file__)
 
 
 def user_line(error: BaseException) -> str:
-    """``file:line`` of the innermost call in the traceback that is the user's, not PyTorch's and not ours."""
+    """``file:line`` of the innermost call in the traceback that is the user's."""
     place, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if users(name) and os.path.dirname(name) != os.path.dirname(__file__):
+        if users(name):
             place = f"{name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place

@@ -23,6 +23,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from reclra_graph.ir.operators import Argument, DeviceArgument, Ref, TorchConstant
 from reclra_graph.ir.tasks import Call
 from reclra_graph.rules import rule
+from reclra_graph.rules.operators import STRIDE_BOUND
 
 _BINARY: dict[str, ast.operator] = {
     "add": ast.Add(), "sub": ast.Sub(), "mul": ast.Mult(), "truediv": ast.Div(), "div": ast.Div(),
@@ -38,7 +39,7 @@ _TORCH = {
     "bernoulli", "where", "matmul", "bmm", "mm", "addmm",
 }  # fmt: skip
 _METHODS = {
-    "view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "expand", "contiguous", "copy_",
+    "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "expand", "contiguous", "copy_",
     "mean", "sum", "t",
 }  # fmt: skip
 _FUNCTIONAL_LIMITS = {"elu": 2}  # F.elu knows fewer arguments than the operator behind it
@@ -83,6 +84,8 @@ def operator_call(target: str, args: list[ast.expr], kwargs: dict[str, ast.expr]
     """An ATen or Python operator as people write it; in full (``aten.…``) where that is not sure to be the same."""
     space, _, rest = target.partition(".")
     short, _, overload = rest.partition(".")
+    if target in STRIDE_BOUND:
+        return call(ast.Attribute(args[0], "reshape", ast.Load()), args[1:], kwargs)
     if space == "operator":
         if short == "getitem":
             return ast.Subscript(args[0], args[1], ast.Load())

@@ -143,6 +143,7 @@ def _take_places(program: ExportedProgram, originals: dict[str, Node]) -> None:
             again.meta["val"] = node.meta["val"][0]
             for part in list(node.users):
                 part.replace_all_uses_with(again)
+                program.graph_signature.replace_all_uses(part.name, again.name)  # of a result of the model's
                 graph.erase_node(part)
         node.replace_all_uses_with(again)
         graph.erase_node(node)

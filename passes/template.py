@@ -39,7 +39,8 @@ PLAN = {digest!r}
 SYNAPSES = {synapses}
 # Inputs: name -> (shape with B for the batch, dtype).
 INPUTS = {inputs}
-# Targets: label, where there are several -> (shape, dtype, number of classes (0: values, -1: probabilities), class index that is ignored).
+# Targets: label, where there are several -> (shape, dtype, number of classes, class index that is ignored);
+# in place of a number of classes, 0 means values and -1 probabilities.
 TARGETS = {targets}
 SMALLEST_BATCH = {smallest}
 LANES = {lanes}
@@ -115,8 +116,8 @@ def sgd(store, name, delta, lr):
     store[name].sub_(delta.to(store[name].device), alpha=lr)
 
 
-def check_inputs(inputs, target, size):
-    """Refuse inputs and targets that the step was not compiled for, before anything is computed."""
+def check_inputs(inputs, target, size=0):
+    """Refuse inputs and targets that the step was not compiled for, before anything is computed; size: of the batch."""
     targets = {"": target} if torch.is_tensor(target) else target
     given = {f"input {name}": (inputs[name], *wanted) for name, wanted in INPUTS.items()}
     given |= {f"the target {label}".strip(): (targets[label], *wanted[:2]) for label, wanted in TARGETS.items()}
@@ -140,19 +141,19 @@ def check(loss, *inputs):
 
 '''
 
-CHECK_CLASSES = '''    for label, (_, _, classes, ignored) in TARGETS.items():
+CHECK_CLASSES = """    for label, (_, _, classes, ignored) in TARGETS.items():
         if classes > 0 and targets[label].device.type == "cpu":
             counted = targets[label] if ignored is None else targets[label][targets[label] != ignored]
             low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
             if not 0 <= low <= high < classes:
                 raise ValueError(f"RG603 classes lie between {low} and {high}, not between 0 and {classes - 1}")
-'''
+"""
 
-CHECK_RANGE = '''    for label, (_, _, classes, _) in TARGETS.items():
+CHECK_RANGE = """    for label, (_, _, classes, _) in TARGETS.items():
         value = targets[label]
         if classes == -1 and value.device.type == "cpu" and not bool(((value >= 0) & (value <= 1)).all()):
             raise ValueError("RG603 targets of binary cross-entropy lie between 0 and 1")
-'''
+"""
 
 OPAQUE = '''
 def opaque(module, args, kwargs):

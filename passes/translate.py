@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -153,15 +153,25 @@ def translate(
     modules = tuple((path, type(module).__name__) for path, module in model.named_modules() if path)
     unused = tuple(name for name, _, _ in found if name not in chosen)
     result = OperatorGraph(
-        type(model).__name__, frontend, batch, inputs, parameters, buffers, _with_parts(operators), outputs, modules, unused, notes
-    )
-    for item in outputs:
-        if result.sample_shape(item.value) is None:
-            cause = f"result {item.label!r} has the shape {result.types[item.value].shape}, in which there is no batch"
-            to_ir.problems.append(Problem("RG203", cause, place))
+        type(model).__name__, frontend, batch, inputs, parameters, buffers, _with_parts(operators), outputs, modules,
+        unused, notes,
+    )  # fmt: skip
     if to_ir.problems:
         raise ModelError(dict.fromkeys(to_ir.problems))
+    wrong = [(item, _no_samples(result, item)) for item in outputs]
+    problems = [Problem("RG203", f"result {item.label!r} {cause}", place) for item, cause in wrong if cause]
+    if problems:
+        raise ModelError(problems)
     return result, constants
+
+
+def _no_samples(graph: OperatorGraph, output: Output) -> str:
+    """Why a result cannot have a loss, or ""."""
+    if output.value in graph.without_data:
+        return "does not depend on the inputs"
+    if graph.sample_shape(output.value) is None:
+        return f"has the shape {graph.types[output.value].shape}, in which there is no batch"
+    return ""
 
 
 def chosen_outputs(found: Sequence[tuple[str, Tensor]], options: Options, place: str) -> tuple[str, ...]:
@@ -176,8 +186,8 @@ def chosen_outputs(found: Sequence[tuple[str, Tensor]], options: Options, place:
         raise ModelError(Problem("RG409", cause, place))
     wrong = [name for name in asked if name not in floating]
     if wrong or not floating:
-        cause = f"result {wrong[0]!r} is no floating-point tensor" if wrong else "forward() returns no floating-point tensor"
-        raise ModelError(Problem("RG203", cause, place))
+        what = f"result {wrong[0]!r} is" if wrong else "forward() returns"
+        raise ModelError(Problem("RG203", f"{what} no floating-point tensor", place))
     if asked:
         return tuple(name for name in labels if name in asked)
     return (next((name for name in ("logits", "out") if name in floating), floating[0]),)
@@ -193,7 +203,8 @@ def _inputs(
     """The inputs under their own names, and those names by the placeholders'."""
     inputs: list[Input] = []
     aliases: dict[str, str] = {}
-    taken = set(placeholders) - {spec.arg.name for spec in specs}
+    # The batch size and the error are called so in calls made later on.
+    taken = {BATCH, "_"} | (set(placeholders) - {spec.arg.name for spec in specs})
     for spec, path, wanted in zip(specs, paths, names, strict=True):
         name = wanted
         while name in taken:

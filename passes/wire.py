@@ -103,8 +103,10 @@ def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | N
         number = int(item) if isinstance(item, int) or str(item).isdigit() else by_name.get(str(item), -1)
         if number not in allowed:
             known = f"regions 1 to {max(allowed, default=0)}" if allowed else "no regions"
-            what = "the output, which sends to all relays" if number in regions.outputs else "no region below the output"
-            problems.append(Problem("RG403", f"relay {item!r} is {what}; the model has {known}", "relays"))
+            wrong = "no region below the output"
+            if number in regions.outputs:
+                wrong = "the output, which sends to all relays"
+            problems.append(Problem("RG403", f"relay {item!r} is {wrong}; the model has {known}", "relays"))
         found.append(number)
     return tuple(sorted(set(found))), problems
 
@@ -188,8 +190,8 @@ def _own_relays(regions: RegionGraph, depth: int) -> list[_Wiring]:
 
 
 def _edge(regions: RegionGraph, source: int, target: int, options: Options) -> Edge:
-    """An edge with the form of its synapse: over sequences position by position, else dense; shared over positions where
-    dense would be too large."""
+    """An edge with the form of its synapse: over sequences position by position, else dense; shared over positions
+    where dense would be too large."""
     first, second = regions.regions[source], regions.regions[target]
     item = 8 if regions.graph.types[second.pre].dtype == "float64" else 4
     shape, form = (second.units, first.units), "dense"

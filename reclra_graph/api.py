@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reclra_graph.check_model import plain_model
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.export.plan_json import read_plan
 from reclra_graph.ir.program import StepProgram
@@ -55,8 +56,8 @@ def compile(  # named as torch.compile is
 
     example_inputs: what forward() takes: a tensor; a tuple or list of positional arguments, each a tensor or a nest of
         dicts, tuples, lists and dataclasses with tensors in it; or a mapping of keyword arguments. Arguments without a
-        tensor are constants of the step. The batch is the first dimension of the first tensor; its size stays free where
-        the model allows it. example_kwargs: keyword arguments beside positional ones.
+        tensor are constants of the step. The batch is the first dimension of the first tensor; its size stays free
+        where the model allows it. example_kwargs: keyword arguments beside positional ones.
     gpus: lanes to schedule for. depth: longest error path in edges, or "auto". relays: regions (ids or module paths)
         that pass errors on. wiring: "auto", "flat", "chain", "blocks", or edges as "9->5" or (9, 5).
     rule: learning of the error synapses, "eq6" or "fixed". beta, gamma: β and γ of the rule. kappa: region id → κ_i.
@@ -74,8 +75,7 @@ def compile(  # named as torch.compile is
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(Problem("RG104", f"the model is a {type(model).__name__}, not an nn.Module", "model"))
+    model = plain_model(model)
     args, kwargs = called(example_inputs, example_kwargs)
     options = make_options(
         gpus=gpus, depth=depth, relays=relays, wiring=wiring, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,

@@ -7,7 +7,7 @@
         ├── VerificationError       a verifier found a broken invariant (a bug here, or an edited plan)
         └── StepError               a training step refused its input, or met a loss that is not finite
 
-A code never changes its meaning. ``docs/errors.md`` has a paragraph for each; a test compares the two.
+A code never changes its meaning. ``docs/errors/`` has a page for each; tests compare the two, and run the examples.
 """
 
 from __future__ import annotations
@@ -19,25 +19,49 @@ CODES: dict[str, tuple[str, str]] = {
     # code: (name, remedy)
     "RG101": (
         "file-not-found",
-        "Check the path; a model file is a Python file that offers `model` or `build_model()`.",
+        "Check the path; a model is a .py, .pt2 or .onnx file, or `package.module:factory`.",
     ),
-    "RG102": ("not-python", "Give a .py file that Python can parse, or `package.module:factory`."),
+    "RG102": (
+        "not-python",
+        "Give a .py file that Python can parse, a .pt2 or .onnx file, or `package.module:factory`.",
+    ),
     "RG103": ("import-failed", "Run the file by itself with `python FILE` and mend what it raises."),
     "RG104": ("no-model", "Define `model = ...` (an nn.Module) or `def build_model()` at the top level of the file."),
     "RG105": ("several-models", "Name one of them `model`, or offer a `build_model()`."),
     "RG106": (
         "no-example-inputs",
-        "Define `example_inputs = (tensor, ...)` in the file, or pass `--input 64x1x28x28`.",
+        "Define `example_inputs = (tensor, ...)` in the file, or pass `--input 64x1x28x28` for each input.",
     ),
     "RG107": (
         "bad-example-inputs",
-        "Example inputs are a tuple of tensors, the first dimension of each being the batch.",
+        "Example inputs are what forward() takes, with at least one tensor whose first dimension is the batch.",
     ),
     "RG108": ("bad-input-shape", "Write a shape as numbers joined by x, e.g. `--input 64x1x28x28`."),
     "RG109": ("factory-failed", "Call the factory by itself and mend what it raises; it must return an nn.Module."),
+    "RG110": ("bad-saved-program", "Save the program again with torch.export.save, by this version of PyTorch."),
+    "RG111": (
+        "unsafe-content",
+        "Save the model with torch.export.save, tensors and plain arguments only; what runs code is never opened.",
+    ),
+    "RG112": ("bad-onnx", "Give a whole ONNX model that onnx.checker accepts."),
+    "RG113": ("onnx-data-missing", "Copy the files that the ONNX model keeps its tensors in beside it."),
+    "RG114": ("onnx-unsupported", "Export the model with other operators, or build it in a .py file."),
+    "RG120": ("several-devices", 'Move the model and its inputs to one device, e.g. `model.to("cuda:0")`.'),
+    "RG121": ("parameter-dtype", "Call model.float() before you compile it: what is learned is lost in fewer bits."),
+    "RG122": (
+        "no-values",
+        "Build the model outside torch.device('meta') and FakeTensorMode, or load its weights first.",
+    ),
+    "RG123": ("uninitialised", "Run the model once on the example inputs: its lazy modules then know their shapes."),
+    "RG124": ("unsupported-tensor", "Give a model whose parameters are plain dense tensors."),
+    "RG125": ("wrapped-model", "Pass the model inside: `model.module`."),
+    "RG126": ("script-module", "Pass the nn.Module that was scripted or traced."),
     "RG201": ("inputs-rejected", "Call `model(*example_inputs)` by itself; it must run in train mode."),
     "RG202": ("capture-failed", "The line shown could not be traced; move data-dependent Python out of forward()."),
-    "RG203": ("unsupported-output", "Return one tensor whose first dimension is the batch."),
+    "RG203": (
+        "unsupported-output",
+        "Return a floating-point tensor in which each sample of the batch has its own part.",
+    ),
     "RG204": ("unsupported-value", "Only tensors and numbers can travel through a compiled step."),
     "RG205": ("custom-operator", "Only PyTorch's own operators run in a file that imports torch alone."),
     "RG301": ("no-parameters", "There is nothing to train: give a model with parameters."),
@@ -59,6 +83,7 @@ CODES: dict[str, tuple[str, str]] = {
     "RG406": ("bad-target", "Give targets as the loss expects them."),
     "RG407": ("dead-region", "Give the region an incoming error edge, so that it is reached from the output."),
     "RG408": ("error-cycle", "Error edges must form no cycle: an error never returns to its source."),
+    "RG409": ("unknown-output", "Use one of the labels that the cause lists, in `output` or in `loss`."),
     "RG501": (
         "invariant-broken",
         "This is a bug in reclra-graph (or an edited file); please report it with the model.",
@@ -104,9 +129,14 @@ class Problem:
         """The remedy given, or else the code's own."""
         return self.remedy or CODES[self.code][1]
 
+    @property
+    def page(self) -> str:
+        """The page of the documentation that explains the code."""
+        return f"docs/errors/{self.code}.md"
+
     def __str__(self) -> str:
         where = f"\n    at: {self.place}" if self.place else ""
-        return f"{self.code} {self.name}: {self.cause}{where}\n    do: {self.advice}"
+        return f"{self.code} {self.name}: {self.cause}{where}\n    do: {self.advice}\n    see: {self.page}"
 
 
 class ReclraError(Exception):

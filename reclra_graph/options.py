@@ -30,7 +30,8 @@ class Options:
     ``reclra_graph.ir.wiring.Rates``. update: how regions learn, "analytic" where a closed form exists, or
     "local_vjp" everywhere. strict: refuse local_vjp. lr: of the optimiser and of the synapses. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
-    "token"). loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss) pairs.
+    "token"). loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss)
+    pairs.
     label_smoothing, ignore_index, class_weights: of "cross-entropy" and "causal-lm", as torch has them. frontend: the
     rung of the capture ladder, "auto" for the first that works.
     """

@@ -117,9 +117,7 @@ class _Step:
         """The recursion of Algorithm 1: send the error of one region on; a region that has heard from all that send to
         it computes its own error, learns, and sends on in turn."""
         rates = self.plan.rates
-        e = layout.to_samples(
-            self.errors[source.id], source.layout.dim, source.layout.before, source.layout.after
-        )
+        e = layout.to_samples(self.errors[source.id], source.layout.dim, source.layout.before, source.layout.after)
         for edge in self.plan.outgoing.get(source.id, ()):
             region = self.regions[edge.target]
             displace = getattr(synapse, f"{edge.form}_displace")
@@ -151,9 +149,7 @@ class _Step:
         assert torch.equal(apply_chain(tuple(chain), self.values[region.pre]), self.values[region.post])
         return tuple(chain)
 
-    def _synapse(
-        self, edge: Edge, d: Tensor, e: Tensor, source: Region, region: Region, axes: tuple[int, ...]
-    ) -> None:
+    def _synapse(self, edge: Edge, d: Tensor, e: Tensor, source: Region, region: Region, axes: tuple[int, ...]) -> None:
         """Note the change of a synapse: it acts once all errors have been sent."""
         rates, weights = self.plan.rates, self.synapses[edge.synapse]
         learn = getattr(synapse, f"{edge.form}_eq6")

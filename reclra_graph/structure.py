@@ -63,7 +63,7 @@ def replaced(value: Any, given: Mapping[Path, Any], path: Path = ()) -> Any:
         changed.update(items)
         return changed
     if isinstance(value, tuple):
-        return type(value)(**items) if hasattr(value, "_fields") else tuple(items.values())
+        return type(value)(*items.values()) if hasattr(value, "_fields") else tuple(items.values())
     if isinstance(value, list):
         return list(items.values())
     twin = copy.copy(value)
@@ -78,8 +78,8 @@ def label(path: Path) -> str:
 
 
 def called(inputs: Any, keywords: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of a call: a mapping holds keyword arguments, a tuple or list positional ones; anything else is the
-    one argument itself."""
+    """(args, kwargs) of a call: a mapping holds keyword arguments, a tuple or list positional ones; anything else is
+    the one argument itself."""
     named = dict(keywords or {})
     if isinstance(inputs, Mapping):
         return (), {**{str(key): item for key, item in inputs.items()}, **named}

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -214,19 +215,19 @@ def fresh(step: CompiledStep) -> CompiledStep:
     return twin
 
 
-def captured(model: nn.Module, *inputs: Tensor) -> OperatorGraph:
+def captured(model: nn.Module, *inputs: Any, **options: Any) -> OperatorGraph:
     """The verified operator graph of a model."""
-    return verify(capture(model, inputs, {}, rg.Options())[0])
+    return verify(capture(model, inputs, {}, rg.Options(**options))[0])
 
 
-def regions_of(model: nn.Module, *inputs: Tensor) -> RegionGraph:
+def regions_of(model: nn.Module, *inputs: Any, **options: Any) -> RegionGraph:
     """The verified region graph of a model."""
-    return verify(partition(captured(model, *inputs)))
+    return verify(partition(captured(model, *inputs, **options)))
 
 
-def build(model: nn.Module, regions: RegionGraph, **options: object) -> CompiledStep:
+def build(model: nn.Module, regions: RegionGraph, **options: Any) -> CompiledStep:
     """A step from a region graph at hand: what ``rg.compile`` does after capture and partition, in milliseconds."""
-    plan = verify(wire(regions, rg.Options(**options)))  # type: ignore[arg-type]
+    plan = verify(wire(regions, rg.Options(**options)))
     program = verify(emit(verify(schedule(verify(lower(plan))))))
     return CompiledStep(copy.deepcopy(model), program, {})
 

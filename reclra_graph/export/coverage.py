@@ -1,8 +1,8 @@
 """Coverage: how each operator and each parameter of a model takes part in learning, before anything is built.
 
 An operator is *analytic* where a closed form carries errors over it or updates its parameters; *local* where PyTorch's
-own derivative of that single operator is used inside its region; *opaque* where a sub-module runs as it is and takes its
-own derivative; *not differentiated* where no error ever passes over it: between regions nothing needs a derivative.
+own derivative of that single operator is used inside its region; *opaque* where a sub-module runs as it is and takes
+its own derivative; *not differentiated* where no error ever passes over it: between regions nothing needs a derivative.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ WAYS = ("analytic", "not differentiated", "local", "opaque")
 
 @dataclass(frozen=True)
 class Coverage:
-    """``operators``: (way, count) for each of WAYS; ``rules``: (rule, tensors, entries) of the parameters that are updated,
-    most entries first. ``special``: (operator, way, module, line, count) of what is local or opaque, most frequent first.
-    Parameters are counted in tensors and in entries; ``frozen`` lists (key, reason)."""
+    """``operators``: (way, count) for each of WAYS; ``rules``: (rule, tensors, entries) of the parameters that are
+    updated, most entries first. ``special``: (operator, way, module, line, count) of what is local or opaque, most
+    frequent first. Parameters are counted in tensors and in entries; ``frozen`` lists (key, reason)."""
 
     operators: tuple[tuple[str, int], ...]
     rules: tuple[tuple[str, int, int], ...]
@@ -55,10 +55,9 @@ class Coverage:
             f"({self.entries_updated:,} of {self.entries:,} entries)",
         ]
         texts += [f"{name}: {tensors} tensors, {entries:,} entries" for name, tensors, entries in self.rules]
-        texts += [
-            f"{way}: {name} in {module or 'forward'}{f' and {count - 1} more' if count > 1 else ''}{f'  {line}' if line else ''}"
-            for name, way, module, line, count in self.special
-        ]
+        for name, way, module, line, count in self.special:
+            more = f" and {count - 1} more" if count > 1 else ""
+            texts.append(f"{way}: {name} in {module or 'forward'}{more}" + (f"  {line}" if line else ""))
         texts += [f"frozen: {key}: {reason}" for key, reason in self.frozen]
         return tuple(texts)
 

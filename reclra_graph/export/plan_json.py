@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
-from reclra_graph.ir.wiring import Candidate, Edge, Rates, WiringPlan
+from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan
 
-VERSION = 1
+VERSION = 2
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 
@@ -52,10 +52,7 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "depth": plan.depth,
         "relays": list(plan.relays),
         "why": plan.why,
-        "outputs": [
-            {"label": item.label, "region": number, "loss": item.kind}
-            for item, number in zip(plan.losses, plan.regions.outputs, strict=True)
-        ],
+        "outputs": [_output(item, number) for item, number in zip(plan.losses, plan.regions.outputs, strict=True)],
         "makespan": schedule.makespan,
         "makespan_one": chosen.makespan_one if chosen else None,
         "makespan_chain": chain.makespan if chain else None,
@@ -113,6 +110,17 @@ def read_plan(text: str) -> SavedPlan:
     if found:
         raise ModelError(found)
     return SavedPlan(VERSION, data["model"], data["digest"], tuple(edges), data)
+
+
+def _output(loss: Loss, region: int) -> dict[str, Json]:
+    return {
+        "label": loss.label,
+        "region": region,
+        "loss": loss.kind,
+        "smoothing": loss.smoothing,
+        "ignore": loss.ignore,
+        "weights": list(loss.weights),
+    }
 
 
 def _rates(rates: Rates) -> dict[str, Json]:

@@ -230,9 +230,7 @@ def _candidates(plan: WiringPlan) -> Iterator[str]:
 
 
 def _memory(plan: WiringPlan) -> Iterator[str]:
-    rows = [
-        (edge.name, _synapse(edge.form, edge.shape), edge.rule, f"that of {edge.shared}" if edge.shared else size(edge.bytes))
-        for edge in plan.edges
-    ]
+    held = {edge.name: f"that of {edge.shared}" if edge.shared else size(edge.bytes) for edge in plan.edges}
+    rows = [(edge.name, _synapse(edge.form, edge.shape), edge.rule, held[edge.name]) for edge in plan.edges]
     rows.append(("total", "", "", size(sum(edge.bytes for edge in plan.edges if not edge.shared))))
     yield from table(("synapse", "shape", "rule", "memory"), rows)

@@ -180,7 +180,8 @@ def _description(schedule: Schedule) -> str:
     more = f" and {len(plan.edges) - 40} more" if len(plan.edges) > 40 else ""
     return (
         f"The forward graph of {plan.regions.graph.model} in panels, operators as boxes, and over it the error "
-        f"synapses between regions: {', '.join(shown)}{more}. Error enters at region {', '.join(map(str, plan.regions.outputs))}."
+        f"synapses between regions: {', '.join(shown)}{more}. Error enters at region "
+        f"{', '.join(str(number) for number in plan.regions.outputs)}."
     )
 
 

@@ -33,7 +33,7 @@ class Layout:
     @property
     def plain(self) -> bool:
         """Whether the batch is the whole first dimension."""
-        return self == Layout()
+        return self == BATCH_FIRST
 
     def sample(self, shape: tuple[Dim, ...]) -> tuple[int, ...]:
         """Sizes of one sample: all but the batch, in order."""
@@ -41,9 +41,17 @@ class Layout:
         return tuple(int(size) for size in (*shape[: self.dim], *inner, *shape[self.dim + 1 :]))
 
 
+BATCH_FIRST = Layout()
+
+
 def find_layouts(graph: OperatorGraph) -> dict[str, Layout]:
-    """The layout of every value in which the batch can be told apart."""
+    """The layout of every value in which the batch can be told apart.
+
+    Values of samples in another order (sorted by length, shuffled) have none, until they are put in order again: until
+    something picks or scatters along the batch once more."""
     found: dict[str, Layout] = {}
+    mixed: set[str] = set()
+    layout_of = _symbolic if graph.batch == "B" else _numeric
     for item in graph.inputs:
         if item.type.shape and item.type.shape[0] == graph.batch:
             found[item.name] = Layout()
@@ -54,13 +62,19 @@ def find_layouts(graph: OperatorGraph) -> dict[str, Layout]:
         while source.target == "operator.getitem" and source.reads[0] in graph.by_name:
             source = graph.by_name[source.reads[0]]
         given = [(found[name], graph.types[name].shape) for name in source.reads if name in found]
-        if _reorders(source, found):
+        carried = not given and any(name in mixed for name in source.reads) and not _picks(source)
+        if (carried or _reorders(source, found)) and operator.name not in graph.output_values:
+            mixed.add(operator.name)
             continue
-        layout = _symbolic if graph.batch == "B" else _numeric
-        place = layout(source, operator.type.shape, given, graph)
+        place = layout_of(source, operator.type.shape, given, graph)
         if place is not None:
             found[operator.name] = place
     return found
+
+
+def _picks(operator: Operator) -> bool:
+    name = operator.target.split(".")[1]
+    return name in _ALONG or name.startswith(("index", "scatter", "masked_scatter"))
 
 
 def _reorders(operator: Operator, found: dict[str, Layout]) -> bool:
@@ -133,7 +147,7 @@ def _numeric(
         return None
     dims = operator.args[1] if len(operator.args) > 1 else None
     if name in _FOLDS:
-        return Layout() if shape[:1] == source[:1] else None
+        return BATCH_FIRST if shape[:1] == source[:1] else None
     if name in ("permute", "transpose", "t"):
         if name == "permute":
             assert isinstance(dims, tuple)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from reclra_graph.ir.layouts import Layout
+from reclra_graph.ir.layouts import BATCH_FIRST, Layout
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.text import register
 
@@ -58,7 +58,7 @@ class Region:
     block: str = ""
     ends_block: bool = False
     line: str = ""
-    layout: Layout = Layout()
+    layout: Layout = BATCH_FIRST
     axis: int = 0
 
     @property

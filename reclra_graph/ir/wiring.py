@@ -103,8 +103,9 @@ class Rates:
 class WiringPlan:
     """The error pathway over a region graph.
 
-    ``losses`` belong to the outputs in order. ``relays`` are the regions that pass their error on (the outputs apart), ascending; ``depth`` is the longest error
-    path from the output in edges. ``update`` has one entry per learning region: ``"analytic"`` or ``"local_vjp"``.
+    ``losses`` belong to the outputs in order. ``relays`` are the regions that pass their error on (the outputs apart),
+    ascending; ``depth`` is the longest error path from the output in edges. ``update`` has one entry per learning
+    region: ``"analytic"`` or ``"local_vjp"``.
     """
 
     regions: RegionGraph

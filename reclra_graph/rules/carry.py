@@ -49,6 +49,16 @@ def transposed(e: Tensor, first: int, second: int) -> Tensor:
     return e.transpose(first, second)
 
 
+def selected(e: Tensor, dim: int, index: int) -> Tensor:
+    """Over a stack, of which x was number ``index`` along ``dim``."""
+    return e.select(dim, index)
+
+
+def sliced(e: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Over a concatenation, in which x stood from ``start`` on along ``dim``."""
+    return e.narrow(dim, start, length)
+
+
 def masked(e: Tensor, mask: Tensor, keep: float) -> Tensor:
     """Over a dropout: through the same mask, by the same scale. ``keep`` is 1 − p."""
     return e * mask / keep if keep else e * mask

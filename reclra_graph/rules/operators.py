@@ -36,6 +36,15 @@ _ALWAYS_POINTWISE = {
 }
 
 
+# A plan says nothing of strides, which differ from batch to batch (channels_last images, an error computed elsewhere):
+# what was a view of the example's values may need a copy of others.
+STRIDE_BOUND = ("aten.view.default", "aten._unsafe_view.default")
+
+
+STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "gt", "ge", "lt", "le", "eq", "ne"}
+"""Step functions: their derivative is zero everywhere."""
+
+
 def short(target: str) -> str:
     """``"conv2d"`` for ``"aten.conv2d.default"``."""
     return target.split(".")[1]
@@ -43,7 +52,8 @@ def short(target: str) -> str:
 
 @cache
 def function(target: str) -> Callable[..., Any]:
-    """The callable behind an operator's target. Raises KeyError where this PyTorch has none."""
+    """The callable behind an operator's target; reshape for a view. Raises KeyError where this PyTorch has none."""
+    target = "aten.reshape.default" if target in STRIDE_BOUND else target
     space, _, rest = target.partition(".")
     try:
         if space == "aten":
@@ -69,6 +79,14 @@ def _pointwise(target: str) -> bool:
     except KeyError:
         return False
     return torch.Tag.pointwise in tags
+
+
+def is_random(operator: Operator) -> bool:
+    """Whether the operator draws random numbers."""
+    try:
+        return torch.Tag.nondeterministic_seeded in getattr(function(operator.target), "tags", ())
+    except KeyError:
+        return False
 
 
 def is_activation(operator: Operator) -> bool:

@@ -88,6 +88,8 @@ def carry(operator: Operator, graph: OperatorGraph, value: str) -> Call | None:
         return None
     name = short(operator.target)
     args = bound(operator)
+    if name in ("cat", "stack"):
+        return _joined(name, args, graph, value)
     first = next(iter(args.values()), None) == Ref(value)
     if operator.reads.count(value) != 1 or sum(item == Ref(value) for item in args.values()) != 1:
         return None
@@ -139,6 +141,24 @@ def _pooling(name: str, args: dict[str, Argument], value: str) -> Call | None:
         return _call("carry", "max_pooled", Ref(value), *window, _repeated(args["dilation"], 2), args["ceil_mode"])
     rest = (args["ceil_mode"], args["count_include_pad"], args["divisor_override"])
     return _call("carry", "avg_pooled", Ref(value), *window, *rest)
+
+
+def _joined(name: str, args: dict[str, Argument], graph: OperatorGraph, value: str) -> Call | None:
+    """Over a concatenation or a stack: the part of the error that stands where the value went."""
+    tensors, dim = args["tensors"], args["dim"]
+    assert isinstance(tensors, tuple)
+    assert isinstance(dim, int)
+    names = [item.name for item in tensors if isinstance(item, Ref)]
+    if names.count(value) != 1 or len(names) != len(tensors) or any(item not in graph.types for item in names):
+        return None
+    place, rank = names.index(value), len(graph.types[value].shape)
+    if name == "stack":
+        return _call("carry", "selected", dim % (rank + 1), place)
+    sizes = [graph.types[item].shape[dim] for item in names]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    start = sum(int(size) for size in sizes[:place])
+    return _call("carry", "sliced", dim % rank, start, sizes[place])
 
 
 def update(operator: Operator, graph: OperatorGraph, position: int) -> Call | None:

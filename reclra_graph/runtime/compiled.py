@@ -22,8 +22,9 @@ from reclra_graph.structure import arguments, at, called
 class CompiledStep:
     """One training step of a model without backpropagation.
 
-    ``step(x, target)``, ``step((x1, x2), target)`` or ``step({"name": x}, target)``, as the model was compiled, moves the model's own parameters and the
-    synapses, and returns the loss (a 0-dim tensor). ``lr``, ``beta`` and ``gamma`` may be changed between steps.
+    ``step(x, target)``, ``step((x1, x2), target)`` or ``step({"name": x}, target)``, as the model was compiled, moves
+    the model's own parameters and the synapses, and returns the loss (a 0-dim tensor). ``lr``, ``beta`` and ``gamma``
+    may be changed between steps.
     """
 
     def __init__(

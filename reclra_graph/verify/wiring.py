@@ -72,7 +72,8 @@ def _sharing(plan: WiringPlan) -> Iterator[Problem]:
             continue
         other = own.get(edge.shared)
         if other is None:
-            yield Problem("RG404", f"edge {edge.name} shares the synapse {edge.shared}, which is no edge's own", edge.name)
+            cause = f"edge {edge.name} shares the synapse {edge.shared}, which is no edge's own"
+            yield Problem("RG404", cause, edge.name)
         elif (other.source, other.shape, other.form, other.rule) != (edge.source, edge.shape, edge.form, edge.rule):
             yield Problem("RG404", f"edge {edge.name} cannot share the synapse of {other.name}", edge.name)
 

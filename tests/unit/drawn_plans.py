@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reclra_graph.ir.operators import Input, Operator, OperatorGraph, Parameter, Ref, TensorType
+from reclra_graph.ir.operators import Input, Operator, OperatorGraph, Output, Parameter, Ref, TensorType
 from reclra_graph.ir.regions import Region, RegionGraph, Update
 from reclra_graph.ir.schedule import Lane, Schedule, Slot
 from reclra_graph.ir.tasks import TaskGraph
-from reclra_graph.ir.wiring import Candidate, Edge, Rates, WiringPlan
+from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan
 
 FIGURE_1 = ((9, 8), (9, 5), (9, 2), (8, 7), (8, 6), (5, 4), (5, 3), (2, 1))
 """The paper's Figure 1: (source, target) of the error edges."""
@@ -23,21 +23,22 @@ def chain(layers: int) -> tuple[tuple[int, int], ...]:
 
 
 def _plan(graph: OperatorGraph, regions: Sequence[Region], pairs: Sequence[tuple[int, int]], lanes: int) -> Schedule:
-    region_graph = RegionGraph(graph, tuple(regions), regions[-1].id)
+    region_graph = RegionGraph(graph, tuple(regions), (regions[-1].id,))
     edges = tuple(
         Edge(one, two, "dense", "eq6", (regions[two].units, regions[one].units), 4 * regions[two].units)
         for one, two in pairs
     )
     relays = tuple(sorted({one for one, _ in pairs} - {regions[-1].id}))
     update = tuple((region.id, "analytic") for region in regions if region.learns)
-    draft = WiringPlan(region_graph, lanes, "by hand", 0, relays, edges, update, Rates(kappa=((1, 0.5),)))
+    rates, losses = Rates(kappa=((1, 0.5),)), (Loss("output", "cross-entropy"),)
+    draft = WiringPlan(region_graph, lanes, "by hand", 0, relays, edges, update, rates, losses)
     depth = max(draft.level.values(), default=0)
     candidates = (
         Candidate("by hand", depth, relays, 4, 2 * len(regions), 4096, 12, chosen=True),
         Candidate("chain", len(regions) - 2, (), 9, 2 * len(regions), 8192, 36),
     )
     plan = WiringPlan(
-        region_graph, lanes, "by hand", depth, relays, edges, update, draft.rates, candidates, "it is the <shortest>"
+        region_graph, lanes, "by hand", depth, relays, edges, update, rates, losses, candidates, "it is the <shortest>"
     )
     waves, slots, start = [], [], 1
     for level in range(1, depth + 1):
@@ -100,7 +101,8 @@ def mlp(
         before = f"z{number}"
     modules = (("net", "Sequential"), *((operator.module, operator.module_class) for operator in operators))
     inputs = (Input("x", TensorType(("B", 8))),)
-    graph = OperatorGraph(model, "by hand", "B", inputs, tuple(parameters), (), tuple(operators), before, modules)
+    outputs = (Output("output", before),)
+    graph = OperatorGraph(model, "by hand", "B", inputs, tuple(parameters), (), tuple(operators), outputs, modules)
     return _plan(graph, regions, pairs, lanes)
 
 
@@ -220,7 +222,7 @@ def residual(blocks: int, lanes: int = 3) -> Schedule:
         tuple(parameters),
         (),
         tuple(operators),
-        out,
+        (Output("output", out),),
         tuple((path, "") for path in modules),
     )
     return _plan(graph, regions, pairs, lanes)

@@ -94,25 +94,15 @@ class Unused(nn.Module):
         return torch.tanh(x)
 
 
-class Table(nn.Module):
-    """Looks its input up among parameters: nothing says how those should move."""
+class Gamma(nn.Module):
+    """PyTorch does not say how the parameter should move."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.edges = nn.Parameter(torch.arange(5.0))
+        self.shape = nn.Parameter(torch.ones(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.bucketize(x, self.edges).float() * 0.1
-
-
-class Sideways(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.b(torch.tanh(self.a(x.transpose(0, 1))).transpose(0, 1).mean(1))
-        return logits
+        return torch.special.gammainc(self.shape, x.abs())
 
 
 def keeps_positive(z: Tensor) -> Tensor:
@@ -140,28 +130,23 @@ def own_operator() -> Any:
 
 REFUSED_MODELS: dict[str, tuple[Callable[[], nn.Module], Any, tuple[str, ...]]] = {
     "no inputs": (lambda: mlp(4, 3, 2), (), ("RG107",)),
-    "no tensor": (lambda: mlp(4, 3, 2), ("x", 3), ("RG107", "RG107")),
+    "no tensor": (lambda: mlp(4, 3, 2), ("x", 3), ("RG107",)),
     "no batch": (lambda: mlp(4, 3, 2), (torch.tensor(1.0),), ("RG107",)),
     "an empty batch": (lambda: mlp(4, 3, 2), (torch.zeros(0, 4),), ("RG107",)),
-    "batches that differ": (lambda: mlp(4, 3, 2), (torch.zeros(2, 4), torch.zeros(3, 4)), ("RG107",)),
     "no inputs at all": (lambda: mlp(4, 3, 2), None, ("RG107",)),
     "a wrong shape": (lambda: mlp(4, 3, 2), torch.zeros(2, 5), ("RG201",)),
     "a wrong dtype": (lambda: mlp(4, 3, 2), torch.zeros(2, 4, dtype=torch.int64), ("RG201",)),
     "too many inputs": (lambda: mlp(4, 3, 2), (torch.zeros(2, 4), torch.zeros(2, 4)), ("RG201",)),
     "forward raises": (lambda: Custom(raises), torch.zeros(2, 4), ("RG201",)),
-    "control flow on data": (lambda: Custom(keeps_positive), torch.randn(2, 4), ("RG202",)),
-    "numpy in forward": (lambda: Custom(lambda z: torch.from_numpy(z.detach().numpy())), torch.zeros(2, 4), ("RG202",)),
-    "two outputs": (lambda: Custom(lambda z: (z, z)), torch.zeros(2, 4), ("RG203",)),
+    "an output from numpy": (lambda: Custom(lambda z: torch.tensor(z.detach().numpy())), torch.zeros(2, 4), ("RG203",)),
     "no tensor out": (lambda: Custom(lambda z: 3), torch.zeros(2, 4), ("RG203",)),
     "a number out": (lambda: Custom(lambda z: z.sum()), torch.zeros(2, 4), ("RG203",)),
-    "the batch last": (lambda: Custom(lambda z: z.t()), torch.zeros(2, 4), ("RG203",)),
-    "a size that depends on data": (lambda: Custom(lambda z: z[z[:, 0] > 0]), torch.randn(3, 4), ("RG204",)),
+    "an output of some samples": (lambda: Custom(lambda z: z[z[:, 0] > 0]), torch.randn(3, 4), ("RG203",)),
     "an operator of the user's": (lambda: Custom(lambda z: own_operator()(z)), torch.zeros(2, 4), ("RG205",)),
     "no parameters": (lambda: nn.Sequential(nn.Tanh(), nn.Flatten()), torch.zeros(2, 4), ("RG301",)),
     "all frozen": (lambda: mlp(4, 3, 2).requires_grad_(False), torch.zeros(2, 4), ("RG302",)),
     "parameters that are not used": (Unused, torch.zeros(2, 4), ("RG302",)),
-    "no rule": (lambda: nn.Sequential(Table(), nn.Linear(4, 2)), torch.zeros(2, 4), ("RG303",)),
-    "the batch second": (Sideways, torch.zeros(2, 5, 4), ("RG305",)),
+    "no rule": (lambda: nn.Sequential(Gamma(), nn.Linear(4, 2)), torch.zeros(2, 4), ("RG303",)),
 }
 
 
@@ -181,7 +166,7 @@ def test_models_that_cannot_be_compiled(name: str) -> None:
 def test_the_place_is_the_users_line() -> None:
     for tail, code in ((raises, "RG201"), (keeps_positive, "RG202")):
         with pytest.raises(rg.ModelError) as error:
-            rg.compile(Custom(tail), torch.randn(2, 4))
+            rg.compile(Custom(tail), torch.randn(2, 4), frontend="export")
         (problem,) = error.value.problems
         name, _, number = problem.place.rpartition(":")
         assert name.endswith("test_api.py")

@@ -86,9 +86,12 @@ def test_options_reach_the_plan(reclra: Call) -> None:
     assert [(edge["source"], edge["target"]) for edge in plan["edges"]] in ([(3, 2), (2, 1)], [(2, 1), (3, 2)])
     assert {edge["rule"] for edge in plan["edges"]} == {"fixed"}
     assert plan["rates"] == {
-        "beta": 0.25, "gamma": 0.5, "kappa": [], "norm": 1, "sign": "printed", "gain": True, "loss": "mse",
-        "optimizer": "sgd", "lr": 0.05,
+        "beta": 0.25, "gamma": 0.5, "kappa": [], "norm": 1, "sign": "printed", "gain": True, "optimizer": "sgd",
+        "lr": 0.05,
     }  # fmt: skip
+    assert plan["outputs"] == [
+        {"label": "output", "region": 3, "loss": "mse", "smoothing": 0.0, "ignore": None, "weights": []}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_explain_says_the_coverage_and_builds_nothing(reclra: Call) -> None:
     write(GOOD + "model[0].bias.requires_grad_(False)\n")
     result = reclra("explain", "net.py")
     assert result.status == 0, result.err
-    assert "5 of 5 operators lie in regions with error neurons" in result.out
+    assert "5 of 5 operators, 100 %, without a derivative" in result.out
     assert "3 of 3 regions learn" in result.out
     assert "frozen: 0.bias: " in result.out
     assert not Path("build").exists()

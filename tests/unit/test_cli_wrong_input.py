@@ -21,15 +21,15 @@ WRONG_FILES = {
     "factory that fails": (HEAD + EXAMPLE + "def build_model():\n    raise ValueError('no')\n", ["RG109"]),
     "inputs that the model rejects": (MLP + "example_inputs = (torch.zeros(5, 7),)\n", ["RG201"]),
     "more inputs than forward takes": (MLP + "example_inputs = (torch.zeros(5, 4), torch.zeros(5, 4))\n", ["RG201"]),
-    "a choice that depends on the data": (
+    "an output that does not depend on the input": (
         HEAD + "class Net(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
         "        self.last = nn.Linear(4, 2)\n"
         "    def forward(self, x):\n"
-        "        return self.last(x if x.sum() > 0 else -x)\n"
+        "        return self.last(torch.ones(len(x), 4))\n"
         "model = Net()\n" + EXAMPLE,
-        ["RG202"],
+        ["RG203"],
     ),
     "no parameters": (HEAD + "model = nn.Sequential(nn.Tanh(), nn.Flatten())\n" + EXAMPLE, ["RG301"]),
     "nothing learns": (GOOD + "model.requires_grad_(False)\n", ["RG302"]),
@@ -39,7 +39,7 @@ WRONG_FILES = {
         "        super().__init__()\n"
         "        self.w, self.last = nn.Parameter(torch.rand(4)), nn.Linear(4, 2)\n"
         "    def forward(self, x):\n"
-        "        return self.last(torch.nextafter(x, self.w))\n"
+        "        return self.last(torch.special.gammainc(self.w, x.abs()))\n"
         "model = Net()\n" + EXAMPLE,
         ["RG303"],
     ),

@@ -66,7 +66,7 @@ def test_what_every_file_keeps(make: Callable[[], CompiledStep]) -> None:
     names = arguments[2 : 2 + len(graph.inputs)]
     assert arguments == ["P", "E", *names, "target", "lr", "beta", "gamma", "optimise"]
     assert list(step.module.INPUTS) == names
-    assert set(step.module.SYNAPSES) == {edge.name for edge in step.plan.edges}
+    assert set(step.module.SYNAPSES) == {edge.synapse for edge in step.plan.edges}
     constants = (step.module.LANES, step.module.PLAN)
     assert constants == (len(step.schedule.lanes), step.program.digest)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reclra_graph as rg
@@ -336,18 +335,22 @@ def test_errors_are_found_together() -> None:
             partition(captured(model, inputs))
         assert refused.value.codes == (code,)
 
-    class Swapped(nn.Module):
+    class Edges(nn.Module):
+        """Two layers over the edges of a graph, and no one value behind them that tells the nodes apart."""
+
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(4, 6)
+            self.register_buffer("edges", torch.tensor([0, 1, 1, 0]))
 
-        def forward(self, x: Tensor) -> Tensor:
-            first, second = F.relu(self.a(x.transpose(0, 1))), F.relu(self.b(x.transpose(0, 1)))
-            logits: Tensor = self.c((first * second).transpose(0, 1).flatten(1)[:, :6])
-            return logits
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            messages = torch.cat((torch.tanh(self.a(x[self.edges])), torch.tanh(self.b(x[self.edges]))), 1)
+            zeros = messages.new_zeros(x.shape[0], 12)
+            return zeros.index_add(0, self.edges, messages), zeros.index_add(0, self.edges.flip(0), messages)
 
+    both = (("0", "mse"), ("1", "mse"))
     with pytest.raises(rg.ModelError) as refused:
-        partition(captured(Swapped(), torch.zeros(3, 5, 4)))
+        partition(captured(Edges(), torch.zeros(3, 4), loss=both))
     assert refused.value.codes == ("RG305", "RG305")
     assert [problem.cause.split()[0] for problem in refused.value.problems] == ["a", "b"]
 

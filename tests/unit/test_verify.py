@@ -13,7 +13,7 @@ import networkx as nx
 import pytest
 import torch
 
-from reclra_graph.ir.operators import OperatorGraph, Ref
+from reclra_graph.ir.operators import OperatorGraph, Output, Ref
 from reclra_graph.ir.regions import RegionGraph, Update
 from reclra_graph.ir.tasks import Call, TaskGraph
 from reclra_graph.ir.wiring import Edge, WiringPlan
@@ -53,7 +53,7 @@ GRAPHS: dict[str, tuple[Callable[[], OperatorGraph], str, str]] = {
     "a value from nowhere": (lambda: broken_operator(1, args=(Ref("ghost"),)), r"^tanh", "reads ghost"),
     "bound twice": (lambda: broken_operator(5, name="tanh"), r"^tanh", "bound twice"),
     "an input bound twice": (lambda: replace(graph(), inputs=graph().inputs * 2), r"^input$", "bound twice"),
-    "no output": (lambda: replace(graph(), output="ghost"), r"^ghost$", "output ghost"),
+    "no output": (lambda: replace(graph(), outputs=(Output("output", "ghost"),)), r"^ghost$", "output ghost"),
     "a key held twice": (
         lambda: replace(graph(), parameters=with_one(graph().parameters, 0, key="2.weight")),
         r"^2\.weight$",
@@ -131,7 +131,7 @@ REGIONS: dict[str, tuple[Callable[[], RegionGraph], str, str]] = {
     "an activation of something else": (lambda: broken_region(4, pre="tanh_3"), r"region 4", "does not apply"),
     "an activation that leads elsewhere": (lambda: broken_region(4, activation=()), r"region 4", "leads to linear_3"),
     "a wrong shape": (lambda: broken_region(4, shape=(17,)), r"region 4", r"shape \(17,\)"),
-    "a wrong output": (lambda: replace(regions(), output=8), "region 8", "does not make the output"),
+    "a wrong output": (lambda: replace(regions(), outputs=(8,)), "region 8", "does not make the output"),
     "a parameter unaccounted for": (
         lambda: broken_region(4, updates=regions().regions[4].updates[:1]),
         r"^6\.bias$",

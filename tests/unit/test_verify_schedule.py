@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import reclra_graph as rg
+from reclra_graph.ir.operators import Output
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.schedule import Copy, Free, Lane, Record, Run, Schedule, Slot, Wait
@@ -225,7 +226,7 @@ def test_every_pass_is_followed_by_its_verifier(name: str, monkeypatch: pytest.M
     def breaks(value: Any) -> Any:
         match value:
             case RegionGraph():
-                return replace(value, output=1)
+                return replace(value, outputs=(1,))
             case WiringPlan():
                 return replace(value, depth=9)
             case TaskGraph():
@@ -245,7 +246,7 @@ def test_a_broken_capture_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def broken(*args: Any) -> Any:
         held, constants = good(*args)
-        return replace(held, output="ghost"), constants
+        return replace(held, outputs=(Output("output", "ghost"),)), constants
 
     monkeypatch.setattr(pipeline, "capture", broken)
     with pytest.raises(rg.VerificationError):

@@ -12,7 +12,7 @@ from torch import nn
 
 import reclra_graph as rg
 from reclra_graph.ir.regions import RegionGraph
-from reclra_graph.ir.wiring import Rates, WiringPlan
+from reclra_graph.ir.wiring import Loss, Rates, WiringPlan
 from reclra_graph.passes.lower import lower
 from reclra_graph.passes.schedule import schedule
 from reclra_graph.passes.wire import wire
@@ -283,7 +283,8 @@ def test_rates_reach_the_plan() -> None:
         seed=9,
     )
     rates = plan.rates
-    assert rates == Rates(0.3, 0.2, ((2, 0.5),), 1, "printed", True, "mse", "sgd", 0.7)
+    assert rates == Rates(0.3, 0.2, ((2, 0.5),), 1, "printed", True, "sgd", 0.7)
+    assert plan.losses == (Loss("output", "mse"),)
     assert plan.seed == 9
     assert {edge.rule for edge in wired(chain_of(3), rule="fixed").edges} == {"fixed"}
     assert plan.update == ((1, "analytic"), (2, "analytic"), (3, "analytic"))

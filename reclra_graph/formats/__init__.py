@@ -1,0 +1,1 @@
+"""The kinds of file that a model comes in: Python source, programs saved by torch.export, ONNX."""
