@@ -270,9 +270,10 @@ def test_the_output_without_parameters() -> None:
     step = rg.compile(pooled, torch.zeros(2, 1, 5, 5))
     assert {edge.name for edge in step.plan.edges} == {"2->1"}
     assert step.plan.update == ((1, "analytic"), (2, "local_vjp"))
-    # Where the last layer leads elsewhere too, the output has nothing to learn and the layer hears over a synapse.
+    # All layers that lead to the output alone are taken in; one that leads to other layers too is not.
     both = regions_of(Both(), torch.zeros(2, 4))
-    assert [region.kind for region in both.regions] == ["input", "layer", "layer", "layer"]
+    assert [(region.name, region.kind) for region in both.regions[1:]] == [("a", "layer"), ("b", "layer")]
+    assert both.regions[2].parameters == ("b.weight", "b.bias", "c.weight", "c.bias")
 
 
 def test_several_inputs_share_region_0() -> None:
