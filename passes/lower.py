@@ -135,7 +135,10 @@ class _Lowering:
             if operator.target == OPAQUE:
                 used = parts.get(name, {})
                 made = tuple(used.get(index, "") for index in range(len(operator.types)))
-                calls.append(Call("opaque", args[:3], (), (*made, self.names[name]), (*operator.types, None)))
+                owner = self.plan.regions.region_of
+                through = any(owner.get(read) == owner[name] for read in references(operator.args[1:3]))
+                given = (*args[:3], through)
+                calls.append(Call("opaque", given, (), (*made, self.names[name]), (*operator.types, None)))
                 continue
             if operator.types:
                 used = parts.get(name, {})
@@ -223,8 +226,18 @@ class _Lowering:
         """Bring a region's error into the form in which its synapses take it."""
         error = self.errors[region.id]
         sends = bool(self.plan.outgoing.get(region.id))
-        plain = region.layout.plain or not sends
-        self.sampled[region.id] = error if plain else self._to_samples(region, error, "e", calls)
+        if sends and not region.layout.plain:
+            error = self._to_samples(region, error, "e", calls)
+        if sends and self._type(region).dtype != self._synapse_dtype:
+            name = self.namer.new(f"e{region.id}_{self._synapse_dtype}")
+            calls.append(Call("rules.layout.cast", (Ref(error), self._synapse_dtype), (), (name,), (None,)))
+            error = name
+        self.sampled[region.id] = error
+
+    @property
+    def _synapse_dtype(self) -> str:
+        """The dtype of all error synapses: the first output's."""
+        return self._type(self.regions[self.plan.regions.output]).dtype
 
     # -- targets ----------------------------------------------------------------------------------------------------
 
@@ -266,7 +279,8 @@ class _Lowering:
         """Whether a target needs no displacement of its own: a large map that hears from one source with few units."""
         edges = self.plan.incoming[region.id]
         few = len(edges) == 1 and edges[0].form == "dense" and self.regions[edges[0].source].units <= _FEW
-        return few and region.units >= _LARGE and region.layout.plain
+        alike = self._type(region).dtype == self._type(self.regions[self.plan.regions.output]).dtype
+        return few and region.units >= _LARGE and region.layout.plain and alike
 
     def _displacement(self, region: Region, kind: TensorType) -> str:
         """d_i, the sum over all synapses that arrive; returns its name."""
@@ -274,6 +288,7 @@ class _Lowering:
         edges = self.plan.incoming[number]
         displacement = self.namer.new(f"d{number}")
         single = len(edges) == 1
+        plain = plain and kind.dtype == self._synapse_dtype
         arrived = displacement if plain else self.namer.new(f"d{number}_samples")
         moved = [arrived if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
         calls = [self._displace(edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
@@ -281,8 +296,13 @@ class _Lowering:
             total = kind if plain else None
             calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (arrived,), (total,)))
         if not plain:
-            back = (region.layout.dim, region.layout.before, region.layout.after)
-            calls.append(Call("rules.layout.from_samples", (Ref(arrived), *back), (), (displacement,), (kind,)))
+            first = displacement if kind.dtype == self._synapse_dtype else arrived
+            if not region.layout.plain:
+                back = (region.layout.dim, region.layout.before, region.layout.after)
+                first = displacement if first == displacement else self.namer.new(f"d{number}_placed")
+                calls.append(Call("rules.layout.from_samples", (Ref(arrived), *back), (), (first,), (kind,)))
+            if first != displacement:
+                calls.append(Call("rules.layout.cast", (Ref(first), kind.dtype), (), (displacement,), (kind,)))
         self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
         flops = sum(2 * prod(edge.shape) for edge in edges)
         self._add(f"displace:{number}", "displace", number, f"target:{number}", calls, 0, flops)
