@@ -1,7 +1,7 @@
 """docs/errors: a page for each code, and each page's example run as it stands there.
 
-A page shows files (fenced Python whose first line is ``# NAME.py``) and a console: ``$`` commands with what they print.
-``...`` in the console stands for anything; ``--update-golden`` rewrites what is printed and no longer fits.
+A page shows files (fenced Python or text, named in their first line) and a console: ``$`` commands, and what they
+print. ``...`` in the console stands for anything; ``--update-golden`` rewrites what is printed and no longer fits.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def test_an_example_prints_what_the_page_shows(
     text = text_of(code)
     seen = ""
     for kind, needs, body in FENCE.findall(text):
-        if kind == "python":
-            name = re.match(r"# (\S+\.py)\n", body)
+        if kind in ("python", "text"):
+            name = re.match(r"# (\S+\.(?:py|txt))\n", body)
             assert name is not None, "the first line of a file names it: # net.py"
             Path(name.group(1)).write_text(body, encoding="utf-8")
         if kind != "console":
@@ -147,4 +147,5 @@ def test_an_example_prints_what_the_page_shows(
                 assert real == shown, f"{code}: {command} prints something else; see also --update-golden"
     if request.config.getoption("--update-golden"):
         (PAGES / f"{code}.md").write_text(text, encoding="utf-8")
-    assert f"{code} {CODES[code][0]}: " in seen or "```console" not in text
+    # `bench zoo` says behind the name in which stage it happened.
+    assert re.search(rf"{code} {CODES[code][0]}( \([a-z-]+\))?: ", seen) or "```console" not in text
