@@ -1,8 +1,8 @@
 """docs/errors: a page for each code, and each page's example run as it stands there.
 
 A page shows files (fenced Python whose first line is ``# NAME.py``) and a console: ``$`` commands with what they print.
-``...`` in the console stands for anything; ``--update-golden`` rewrites what is printed and no longer fits. What takes a
-long run to meet is shown as fenced text instead.
+``...`` in the console stands for anything; ``--update-golden`` rewrites what is printed and no longer fits. What takes
+a long run to meet is shown as fenced text instead.
 """
 
 from __future__ import annotations
