@@ -281,12 +281,12 @@ class _Writer:
             written = [ast.Name(store.name[0], ast.Load()), ast.Constant(store.name[2:-1]), read(delta.name)]
             self.line(unparsed(call("optimise", [*written, ast.Name("lr", ast.Load())])))
         elif item.function == "opaque":
-            path, given, pairs = item.args
+            path, given, pairs, through = item.args
             assert isinstance(pairs, tuple)
             named = {str(pair[0]): pair[1] for pair in pairs if isinstance(pair, tuple)}
             keywords = ast.Dict([ast.Constant(key) for key in named], [argument(named[key], read) for key in named])
             *parts, run = item.results
-            made = call("opaque", [_live(path), argument(given, read), keywords])
+            made = call("opaque", [_live(path), argument(given, read), keywords, argument(through, read)])
             shown = ", ".join(part or "_" for part in parts)
             self.line(f"[{shown}], {run} = {unparsed(made)}", _comment([kind for kind in item.types if kind]))
         elif item.function == "opaque_vjp":

@@ -13,6 +13,7 @@ import networkx as nx
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.passes.growing import Growing
+from reclra_graph.rules.operators import STEPS, short
 
 _SINK = ""
 
@@ -56,6 +57,58 @@ def extended(graph: OperatorGraph, grown: list[Growing]) -> list[Growing]:
     if problems:
         raise ModelError(problems)
     return list(regions.values())
+
+
+def with_last_layers(graph: OperatorGraph, grown: list[Growing]) -> list[Growing]:
+    """Regions in which every output that no layer ends with takes in the layers that lead to it alone.
+
+    Before:  Linear, mean over time, output: the layer would hear from the output over a synapse.
+    After:   one region from the layer to the output: the last layer learns from the loss's error itself.
+    """
+    for output in [region for region in grown if region.kind == "output"]:
+        owner = {name: region for region in grown for name in (*region.core, *region.activation)}
+        between: set[str] = {output.post}
+        feeding: dict[int, Growing] = {}
+        waiting = list(graph.by_name[output.post].reads)
+        while waiting:
+            name = waiting.pop()
+            if name not in graph.by_name or name in between or name in graph.without_data:
+                continue
+            if name in owner:
+                feeding[id(owner[name])] = owner[name]
+            else:
+                between.add(name)
+                waiting.extend(graph.by_name[name].reads)
+        last = [region for region in feeding.values() if _leads_only(graph, region, between)]
+        if not last:
+            continue
+        members = between | {name for region in last for name in (*region.core, *region.activation)}
+        fed = {name for region in last for name in (*region.core, *region.activation)}
+        for operator in graph.operators:
+            if operator.name in members and any(name in fed for name in operator.reads):
+                fed.add(operator.name)
+        core = [operator.name for operator in graph.operators if operator.name in fed]
+        first = min(last, key=lambda region: graph.operators.index(region.first))
+        grown = [region for region in grown if region is not output and region not in last]
+        grown.append(Growing(core, output.end, first.first, "", (), output.post))
+    return grown
+
+
+def _leads_only(graph: OperatorGraph, region: Growing, between: set[str]) -> bool:
+    """Whether a region leads nowhere but over these operators, and errors can pass back over its activation."""
+    if any(short(graph.by_name[name].target) in STEPS for name in region.activation):
+        return False
+    waiting, seen = [region.post], set[str]()
+    while waiting:
+        name = waiting.pop()
+        for user in graph.users.get(name, ()):
+            if user in seen or user not in graph.reaching:
+                continue
+            seen.add(user)
+            if user not in between and graph.by_name[user].differentiable:
+                return False
+            waiting.append(user)
+    return region.post not in graph.output_values
 
 
 def has_samples(graph: OperatorGraph, value: str) -> bool:

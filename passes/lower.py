@@ -10,7 +10,7 @@ After:   forward tasks region by region, the loss with e_L, and for every region
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import prod
 from typing import Any
 
@@ -21,7 +21,7 @@ from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Edge, WiringPlan
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.names import value_names
-from reclra_graph.rules.operators import short
+from reclra_graph.rules.operators import is_random, short
 from reclra_graph.rules.table import ERROR, carry, update
 
 _LOSSES = {
@@ -67,8 +67,8 @@ class _Lowering:
 
     def result(self) -> TaskGraph:
         late = self._bookkeeping()
-        for region in self.regions:
-            self._forward(region, late)
+        for number, names in self._pieces(late):
+            self._forward(self.regions[number], names)
         self._loss()
         levels = self.plan.level
         order = sorted(levels, key=lambda number: (levels[number], -number))
@@ -135,7 +135,10 @@ class _Lowering:
             if operator.target == OPAQUE:
                 used = parts.get(name, {})
                 made = tuple(used.get(index, "") for index in range(len(operator.types)))
-                calls.append(Call("opaque", args[:3], (), (*made, self.names[name]), (*operator.types, None)))
+                owner = self.plan.regions.region_of
+                through = any(owner.get(read) == owner[name] for read in references(operator.args[1:3]))
+                given = (*args[:3], through)
+                calls.append(Call("opaque", given, (), (*made, self.names[name]), (*operator.types, None)))
                 continue
             if operator.types:
                 used = parts.get(name, {})
@@ -148,11 +151,24 @@ class _Lowering:
     def _tuple(self, name: str) -> bool:
         return name in self.graph.by_name and bool(self.graph.by_name[name].types)
 
-    def _forward(self, region: Region, late: set[str]) -> None:
-        calls = self._operator_calls(tuple(name for name in region.operators if name not in late))
+    def _pieces(self, late: set[str]) -> list[tuple[int, tuple[str, ...]]]:
+        """(region, operators) in the order of the forward pass: region by region; in the model's own order where random
+        numbers would else be drawn in another, as by dropouts in two branches."""
+        whole = [(region.id, tuple(name for name in region.operators if name not in late)) for region in self.regions]
+        drawn = [name for _, names in whole for name in names if is_random(self.graph.by_name[name])]
+        if drawn == [item.name for item in self.graph.operators if item.name in set(drawn)]:
+            return whole
+        owner = self.plan.regions.region_of
+        ordered = [item.name for item in self.graph.operators if item.name not in late]
+        return [(number, tuple(names)) for number, names in groupby(ordered, key=owner.__getitem__)]
+
+    def _forward(self, region: Region, names: tuple[str, ...]) -> None:
+        calls = self._operator_calls(names)
         if calls:
-            flops = sum(_flops(self.graph, self.graph.by_name[name]) for name in region.operators)
-            self._add(f"forward:{region.id}", "forward", region.id, "forward", calls, 0, flops)
+            flops = sum(_flops(self.graph, self.graph.by_name[name]) for name in names)
+            piece = sum(task.kind == "forward" and task.region == region.id for task in self.tasks)
+            name = f"forward:{region.id}" + (f":{piece + 1}" if piece else "")
+            self._add(name, "forward", region.id, "forward", calls, 0, flops)
 
     def _type(self, region: Region) -> TensorType:
         return self.graph.types[region.post]
@@ -210,8 +226,18 @@ class _Lowering:
         """Bring a region's error into the form in which its synapses take it."""
         error = self.errors[region.id]
         sends = bool(self.plan.outgoing.get(region.id))
-        plain = region.layout.plain or not sends
-        self.sampled[region.id] = error if plain else self._to_samples(region, error, "e", calls)
+        if sends and not region.layout.plain:
+            error = self._to_samples(region, error, "e", calls)
+        if sends and self._type(region).dtype != self._synapse_dtype:
+            name = self.namer.new(f"e{region.id}_{self._synapse_dtype}")
+            calls.append(Call("rules.layout.cast", (Ref(error), self._synapse_dtype), (), (name,), (None,)))
+            error = name
+        self.sampled[region.id] = error
+
+    @property
+    def _synapse_dtype(self) -> str:
+        """The dtype of all error synapses: the first output's."""
+        return self._type(self.regions[self.plan.regions.output]).dtype
 
     # -- targets ----------------------------------------------------------------------------------------------------
 
@@ -253,7 +279,8 @@ class _Lowering:
         """Whether a target needs no displacement of its own: a large map that hears from one source with few units."""
         edges = self.plan.incoming[region.id]
         few = len(edges) == 1 and edges[0].form == "dense" and self.regions[edges[0].source].units <= _FEW
-        return few and region.units >= _LARGE and region.layout.plain
+        alike = self._type(region).dtype == self._type(self.regions[self.plan.regions.output]).dtype
+        return few and region.units >= _LARGE and region.layout.plain and alike
 
     def _displacement(self, region: Region, kind: TensorType) -> str:
         """d_i, the sum over all synapses that arrive; returns its name."""
@@ -261,6 +288,7 @@ class _Lowering:
         edges = self.plan.incoming[number]
         displacement = self.namer.new(f"d{number}")
         single = len(edges) == 1
+        plain = plain and kind.dtype == self._synapse_dtype
         arrived = displacement if plain else self.namer.new(f"d{number}_samples")
         moved = [arrived if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
         calls = [self._displace(edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
@@ -268,8 +296,13 @@ class _Lowering:
             total = kind if plain else None
             calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (arrived,), (total,)))
         if not plain:
-            back = (region.layout.dim, region.layout.before, region.layout.after)
-            calls.append(Call("rules.layout.from_samples", (Ref(arrived), *back), (), (displacement,), (kind,)))
+            first = displacement if kind.dtype == self._synapse_dtype else arrived
+            if not region.layout.plain:
+                back = (region.layout.dim, region.layout.before, region.layout.after)
+                first = displacement if first == displacement else self.namer.new(f"d{number}_placed")
+                calls.append(Call("rules.layout.from_samples", (Ref(arrived), *back), (), (first,), (kind,)))
+            if first != displacement:
+                calls.append(Call("rules.layout.cast", (Ref(first), kind.dtype), (), (displacement,), (kind,)))
         self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
         flops = sum(2 * prod(edge.shape) for edge in edges)
         self._add(f"displace:{number}", "displace", number, f"target:{number}", calls, 0, flops)

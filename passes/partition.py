@@ -11,19 +11,19 @@ After:   regions. A region starts at a parametrised operator; it takes in what f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import Operator, OperatorGraph, Parameter
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph, Update
-from reclra_graph.passes.blocks import block_of, find_blocks
-from reclra_graph.passes.extend import extended
+from reclra_graph.passes.blocks import find_blocks
+from reclra_graph.passes.extend import extended, with_last_layers
 from reclra_graph.passes.features import feature_axis
 from reclra_graph.passes.growing import Growing
 from reclra_graph.passes.local import local_derivatives
 from reclra_graph.rules.operators import is_activation, short
-from reclra_graph.rules.table import NORMS, carry, data_read, derived_read, parameters_read, update
+from reclra_graph.rules.table import MOVES, NORMS, carry, data_read, derived_read, parameters_read, update
 
 
 def partition(graph: OperatorGraph) -> RegionGraph:
@@ -38,7 +38,8 @@ def partition(graph: OperatorGraph) -> RegionGraph:
         raise ModelError(Problem("RG302", f"no parameter of {graph.model} requires grad", graph.model))
     blocks = find_blocks(graph)
     grown = _grow(graph, blocks)
-    regions, outputs = _number(graph, extended(graph, [*grown, *_bare(graph, grown)]))
+    grown = with_last_layers(graph, [*grown, *_bare(graph, grown)])
+    regions, outputs = _number(graph, extended(graph, grown))
     result = _with_updates(graph, regions, outputs)
     if not any(region.learns for region in result.regions):
         raise ModelError(
@@ -47,19 +48,24 @@ def partition(graph: OperatorGraph) -> RegionGraph:
     return result
 
 
-def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
+def _grow(graph: OperatorGraph, blocks: Mapping[str, str]) -> list[Growing]:
     """All regions with a parametrised operator, closed."""
     open_at: dict[str, Growing] = {}
     closed: list[Growing] = []
 
     def close(region: Growing) -> None:
-        region.post = region.post or region.end
         open_at.pop(region.end, None)
+        # What only moves numbers to other places stands behind the representation: queries and keys of an attention are
+        # errors' business as features, not as heads.
+        while short(graph.by_name[region.end].target) in MOVES and region.end not in graph.output_values:
+            region.core.remove(region.end)
+            region.end = graph.by_name[region.end].reads[0]
+        region.post = region.post or region.end
         closed.append(region)
 
     for operator in graph.operators:
         data = data_read(operator, graph)
-        block = block_of(operator.module, blocks)
+        block = blocks.get(operator.name, "")
         arriving = [open_at[name] for name in data if name in open_at]
         mine = [region for region in arriving if region.block == block and _only_user(graph, region.end, operator)]
         if operator.name in graph.without_data or operator.name not in graph.reaching:
@@ -79,8 +85,8 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
                 open_at.pop(old.end, None)
             region.end = operator.name
             open_at[operator.name] = region
-        elif len(mine) == 1 and len(arriving) == 1 and not parametrised and is_activation(operator):
-            region = mine[0]
+        elif len(arriving) == 1 and not parametrised and _ends(graph, arriving[0], operator, block):
+            region = arriving[0]
             open_at.pop(region.end)
             region.activation, region.post = (operator.name,), operator.name
             closed.append(region)
@@ -95,6 +101,11 @@ def _grow(graph: OperatorGraph, blocks: tuple[str, ...]) -> list[Growing]:
     for region in list(open_at.values()):
         close(region)
     return closed
+
+
+def _ends(graph: OperatorGraph, region: Growing, operator: Operator, block: str) -> bool:
+    """Whether the operator is the non-linearity φ that ends a region: in its block, or between blocks."""
+    return block in ("", region.block) and is_activation(operator) and _only_user(graph, region.end, operator)
 
 
 def _only_user(graph: OperatorGraph, value: str, operator: Operator) -> bool:

@@ -156,13 +156,13 @@ CHECK_RANGE = """    for label, (_, _, classes, _) in TARGETS.items():
 """
 
 OPAQUE = '''
-def opaque(module, args, kwargs):
+def opaque(module, args, kwargs, through):
     """Run a sub-module that could not be captured, as it is. Returns the tensors of its result, and the run itself.
-
-    The step takes these sub-modules as M, by their paths: `M=dict(model.named_modules())`."""
+    `through`: whether errors pass on to its inputs. The step takes these sub-modules as M, by their paths:
+    `M=dict(model.named_modules())`."""
     given = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
     with torch.enable_grad():
-        inputs = [value.detach().requires_grad_(value.is_floating_point()) for value in given]
+        inputs = [value.detach().requires_grad_(through and value.is_floating_point()) for value in given]
         left = iter(inputs)
         args, kwargs = torch.utils._pytree.tree_map(lambda v: next(left) if torch.is_tensor(v) else v, (args, kwargs))
         results = [v for v in torch.utils._pytree.tree_leaves(module(*args, **kwargs)) if torch.is_tensor(v)]

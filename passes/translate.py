@@ -320,8 +320,9 @@ def _parameter_keys(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[s
 
 
 def _live(graph: torch.fx.Graph, wanted: set[str]) -> set[torch.fx.Node]:
-    """The nodes that an output or a buffer needs."""
-    waiting = [node for node in graph.nodes if node.name in wanted]
+    """The nodes that an output or a buffer needs, and those that draw random numbers: what is drawn later depends on
+    them, even where Python alone read what they gave."""
+    waiting = [node for node in graph.nodes if node.name in wanted or _draws(node)]
     found: set[torch.fx.Node] = set()
     while waiting:
         node = waiting.pop()
@@ -329,6 +330,10 @@ def _live(graph: torch.fx.Graph, wanted: set[str]) -> set[torch.fx.Node]:
             found.add(node)
             waiting.extend(node.all_input_nodes)
     return found
+
+
+def _draws(node: torch.fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _with_parts(operators: list[Operator]) -> tuple[Operator, ...]:

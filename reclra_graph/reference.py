@@ -118,6 +118,7 @@ class _Step:
         it computes its own error, learns, and sends on in turn."""
         rates = self.plan.rates
         e = layout.to_samples(self.errors[source.id], source.layout.dim, source.layout.before, source.layout.after)
+        e = e.to(self.values[self.regions[self.plan.regions.output].post].dtype)
         for edge in self.plan.outgoing.get(source.id, ()):
             region = self.regions[edge.target]
             displace = getattr(synapse, f"{edge.form}_displace")
@@ -127,6 +128,7 @@ class _Step:
             if edge.rule == "eq6":
                 self._synapse(edge, sent, e, source, region, axes)
             d = layout.from_samples(sent, region.layout.dim, region.layout.before, region.layout.after)
+            d = d.to(self.values[region.pre].dtype)
             self.displacements.setdefault(region.id, []).append(d)
             if len(self.displacements[region.id]) < len(self.plan.incoming[region.id]):
                 continue

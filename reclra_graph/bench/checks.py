@@ -9,15 +9,18 @@ import time
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import reclra_graph as rg
 from reclra_graph.bench.compare import FAR, difference, furthest
-from reclra_graph.bench.model import ZooModel, call, labelled
+from reclra_graph.bench.model import ZooModel, call, chosen, labelled
+from reclra_graph.ir.operators import OPAQUE
 from reclra_graph.passes.quiet import hushed
 from reclra_graph.reference import reference_step
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.structure import at
 
 STEPS = 20
 RATES = (0.1, 0.01, 0.001)
@@ -52,9 +55,7 @@ def _free(value: Any) -> Any:
 def compiled(zoo: ZooModel) -> CompiledStep:
     """The step of a model in train mode."""
     zoo.model.train()
-    compile_: Any = rg.compile
-    step: CompiledStep = compile_(zoo.model, zoo.inputs, loss=zoo.loss, lr=RATES[1], **zoo.options)
-    return step
+    return rg.compile(zoo.model, zoo.inputs, loss=zoo.loss, lr=RATES[1], **zoo.options)
 
 
 def accounted(model: nn.Module, step: CompiledStep) -> dict[str, Any]:
@@ -86,7 +87,6 @@ def falls(zoo: ZooModel, step: CompiledStep, seed: int) -> dict[str, Any]:
     """``STEPS`` steps on the one batch lower the loss, measured before and after under the same seed."""
     held = {key: value.clone() for key, value in step.storage().items()}
     synapses = {key: value.clone() for key, value in step.synapses.items()}
-    train: Any = step  # inputs and target in whatever nest the model takes them
     before, found, times = math.nan, [], []
     for lr in RATES:
         for store, start in ((step.storage(), held), (step.synapses, synapses)):
@@ -98,7 +98,7 @@ def falls(zoo: ZooModel, step: CompiledStep, seed: int) -> dict[str, Any]:
             for number in range(STEPS + 1):
                 torch.manual_seed(seed + number % STEPS)  # the last measures under the masks of the first
                 started = time.perf_counter()
-                after = float(train(zoo.inputs, zoo.target))
+                after = float(step(zoo.inputs, zoo.target))
                 times.append(time.perf_counter() - started)
                 if number == 0:
                     before = after
@@ -139,24 +139,30 @@ def evaluated(zoo: ZooModel, original: nn.Module, seed: int) -> dict[str, Any]:
     return _compared(worst, where, 1e-6, "the trained model differs in eval mode from a copy with its state")
 
 
-def stepped(zoo: ZooModel, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(one step equals the reference interpreter's, its buffers are those that forward() leaves in train mode)."""
+def stepped(zoo: ZooModel, seed: int) -> dict[str, dict[str, Any]]:
+    """One step equals the reference interpreter's ("reference"); its loss and its buffers are those of the model's own
+    forward() in train mode under the same seed ("forward", "buffers")."""
     limit = EXACT if next(zoo.model.parameters()).dtype == torch.float64 else CLOSE
     twin = copy.deepcopy(zoo.model).train()
     torch.manual_seed(seed)
     with torch.no_grad():
-        call(twin, zoo.inputs)
+        own = plain_loss(call(twin, zoo.inputs), zoo.loss, zoo.target)
     buffers = dict(twin.named_buffers())
     del twin
     step = compiled(zoo)
-    train: Any = step
-    reference: Any = reference_step
     held = {key: value.clone() for key, value in step.storage().items()}
     synapses = {key: value.clone() for key, value in step.synapses.items()}
+    graph = step.plan.regions.graph
+    apart = copy.deepcopy(zoo.model).train()
+    opaque = [str(item.args[0]) for item in graph.operators if item.target == OPAQUE]
+    modules = {path: apart.get_submodule(path) for path in opaque}
     torch.manual_seed(seed)
-    loss = train(zoo.inputs, zoo.target)
+    loss = step(zoo.inputs, zoo.target)
     torch.manual_seed(seed)
-    wanted = reference(step.plan, held, synapses, reference_inputs(zoo), zoo.target)
+    inputs = [at(zoo.args, zoo.kwargs, item.path) for item in graph.inputs]
+    wanted = reference_step(step.plan, held, synapses, inputs, zoo.target, modules)
+    for path, module in modules.items():  # an opaque sub-module moves buffers of its own
+        held.update({f"{path}.{key}": value for key, value in module.named_buffers()})
     worst, where = furthest(step.storage(), held)
     gap, synapse = furthest(step.synapses, synapses)
     if gap > worst:
@@ -166,12 +172,29 @@ def stepped(zoo: ZooModel, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         worst, where = gap, "loss"
     equal = _compared(worst, where, limit, "one step differs from the reference interpreter's")
     worst, where = furthest(dict(zoo.model.named_buffers()), buffers)
-    return equal, _compared(worst, where, limit, "a buffer differs from what forward() leaves in train mode")
+    return {
+        "reference": equal,
+        "forward": _compared(
+            difference(loss, own.to(loss.dtype)), "loss", limit, "the loss differs from forward()'s under the same seed"
+        ),
+        "buffers": _compared(worst, where, limit, "a buffer differs from what forward() leaves in train mode"),
+    }
 
 
-def reference_inputs(zoo: ZooModel) -> tuple[Tensor, ...]:
-    """The tensors among the inputs, in order, as the reference interpreter takes them."""
-    return tuple(item for item in pytree.tree_leaves(zoo.inputs) if isinstance(item, Tensor))
+def plain_loss(output: Any, loss: str | dict[str, str], target: Any) -> Tensor:
+    """The loss of a model's output by PyTorch's own functions, a 0-dim tensor; the sum where there are several."""
+    if isinstance(loss, dict):
+        found = dict(labelled(output))
+        parts = [plain_loss(found[label], kind, target[label]) for label, kind in loss.items()]
+        return torch.stack(parts).sum()
+    z = chosen(output)
+    if loss == "mse":
+        return F.mse_loss(z, target, reduction="sum") / (2 * z.shape[0])
+    if loss == "bce-with-logits":
+        return F.binary_cross_entropy_with_logits(z, target, reduction="sum") / z.shape[0]
+    if loss == "causal-lm":
+        z, target = z[:, :-1], target[:, 1:]
+    return F.cross_entropy(z.transpose(1, 2) if z.dim() == 3 else z, target)
 
 
 def _compared(worst: float, where: str, limit: float, cause: str) -> dict[str, Any]:

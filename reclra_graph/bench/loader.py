@@ -16,6 +16,7 @@ from torch import nn
 from reclra_graph.bench.model import Inputs, ZooModel, dry_run, objective
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.model_file import load_model
+from reclra_graph.structure import called
 
 BATCH = 2
 """Samples per batch: batch normalisation needs more than one."""
@@ -38,8 +39,7 @@ def load(source: str, name: str, seed: int = 0) -> ZooModel:
 
             return build(name)
         if source == "file":
-            loaded = load_model(name)
-            return finished(loaded.name, loaded.model, [loaded.example_inputs], True)
+            return _file(name)
         library = imported(source)
         if source == "transformers":
             from reclra_graph.bench.hugging import load_transformers
@@ -91,6 +91,15 @@ def finished(name: str, model: nn.Module, candidates: Iterable[Inputs], head: bo
         return ZooModel(name, model, inputs, loss, target, head)
     cause = f"no inputs found that {type(model).__name__} accepts: {type(failure).__name__}: {failure}"
     raise ModelError(Problem("RG803", cause.strip().splitlines()[0], name)) from failure
+
+
+def _file(name: str) -> ZooModel:
+    """A model file's own model and inputs; what is given by position beside keywords is given by its name."""
+    loaded = load_model(name)
+    args, kwargs = called(loaded.example_inputs, loaded.example_kwargs)
+    if args and kwargs:
+        args, kwargs = (), dict(inspect.signature(loaded.model.forward).bind(*args, **kwargs).arguments)
+    return finished(loaded.name, loaded.model, [kwargs or args], True)
 
 
 def _torchvision(library: ModuleType, name: str) -> ZooModel:

@@ -93,9 +93,10 @@ class Measurement:
             exact = zoo
         self.row["reference_dtype"] = str(next(exact.model.parameters()).dtype).removeprefix("torch.")
         with self.stage("reference"):
-            equal, buffers = checks.stepped(exact, self.seed)
-            self.check("reference", equal)
-            self.check("buffers", buffers)
+            found = checks.stepped(exact, self.seed)
+            for name, result in found.items():
+                # One recorded path is right for the draws of its own run alone; the plan says so.
+                self.check(name, result, counts=name != "forward" or not self.row["frontend"].startswith("record"))
 
     def _ratio(self) -> float | None:
         seconds = self.row["seconds"]

@@ -45,11 +45,16 @@ BATCH_FIRST = Layout()
 
 
 def find_layouts(graph: OperatorGraph) -> dict[str, Layout]:
-    """The layout of every value in which the batch can be told apart."""
+    """The layout of every value in which the batch can be told apart.
+
+    Values of samples in another order (sorted by length, shuffled) have none, until they are put in order again: until
+    something picks or scatters along the batch once more."""
     found: dict[str, Layout] = {}
+    mixed: set[str] = set()
+    layout_of = _symbolic if graph.batch == "B" else _numeric
     for item in graph.inputs:
         if item.type.shape and item.type.shape[0] == graph.batch:
-            found[item.name] = BATCH_FIRST
+            found[item.name] = Layout()
     for operator in graph.operators:
         if operator.type is None or operator.name in graph.without_data:
             continue
@@ -57,13 +62,19 @@ def find_layouts(graph: OperatorGraph) -> dict[str, Layout]:
         while source.target == "operator.getitem" and source.reads[0] in graph.by_name:
             source = graph.by_name[source.reads[0]]
         given = [(found[name], graph.types[name].shape) for name in source.reads if name in found]
-        if _reorders(source, found):
+        carried = not given and any(name in mixed for name in source.reads) and not _picks(source)
+        if (carried or _reorders(source, found)) and operator.name not in graph.output_values:
+            mixed.add(operator.name)
             continue
-        layout = _symbolic if graph.batch == "B" else _numeric
-        place = layout(source, operator.type.shape, given, graph)
+        place = layout_of(source, operator.type.shape, given, graph)
         if place is not None:
             found[operator.name] = place
     return found
+
+
+def _picks(operator: Operator) -> bool:
+    name = operator.target.split(".")[1]
+    return name in _ALONG or name.startswith(("index", "scatter", "masked_scatter"))
 
 
 def _reorders(operator: Operator, found: dict[str, Layout]) -> bool:

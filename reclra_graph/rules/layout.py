@@ -30,3 +30,8 @@ def from_samples(s: Tensor, dim: int, before: int, after: int) -> Tensor:
 
 def _parts(before: int, after: int) -> tuple[int, ...]:
     return (*((before,) if before > 1 else ()), -1, *((after,) if after > 1 else ()))
+
+
+def cast(v: Tensor, dtype: str) -> Tensor:
+    """A value in the dtype that the other side of a synapse has, where a model mixes two."""
+    return v.to(getattr(torch, dtype))

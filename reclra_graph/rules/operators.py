@@ -41,6 +41,10 @@ _ALWAYS_POINTWISE = {
 STRIDE_BOUND = ("aten.view.default", "aten._unsafe_view.default")
 
 
+STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "gt", "ge", "lt", "le", "eq", "ne"}
+"""Step functions: their derivative is zero everywhere."""
+
+
 def short(target: str) -> str:
     """``"conv2d"`` for ``"aten.conv2d.default"``."""
     return target.split(".")[1]
@@ -75,6 +79,14 @@ def _pointwise(target: str) -> bool:
     except KeyError:
         return False
     return torch.Tag.pointwise in tags
+
+
+def is_random(operator: Operator) -> bool:
+    """Whether the operator draws random numbers."""
+    try:
+        return torch.Tag.nondeterministic_seeded in getattr(function(operator.target), "tags", ())
+    except KeyError:
+        return False
 
 
 def is_activation(operator: Operator) -> bool:

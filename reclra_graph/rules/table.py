@@ -19,6 +19,8 @@ COUNT = Ref("B")
 NORMS = {"_native_batch_norm_legit_functional", "layer_norm", "native_layer_norm", "group_norm", "native_group_norm"}
 """Normalisations with an affine part of their own; errors pass over them as they are."""
 _RESHAPES = {"view", "reshape", "flatten", "_unsafe_view", "squeeze", "unsqueeze", "unflatten"}
+MOVES = {*_RESHAPES, "permute", "transpose", "clone", "contiguous"}
+"""Operators that only bring numbers to other places or shapes."""
 _COPIES = {"clone", "alias", "detach", "contiguous", "lift_fresh_copy", "positive"}
 _CONVOLUTIONS = {
     "conv1d",

@@ -240,8 +240,20 @@ def test_pre_activation_blocks() -> None:
     assert bool(step(torch.randn(4, 1, 5, 5), torch.tensor([0, 1, 2, 0])).isfinite())
 
 
+class Both(nn.Module):
+    """A layer that leads to the output directly and over another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        return (h * self.b(h)).exp() + torch.sin(self.c(h)).exp()
+
+
 def test_the_output_without_parameters() -> None:
-    # log_softmax is the last layer's activation; global pooling is a region of its own, with nothing to learn.
+    # log_softmax is the last layer's activation; behind a global pooling the last layer reaches up to the output.
     log = regions_of(
         nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.LogSoftmax(dim=1)), torch.zeros(2, 4)
     )
@@ -252,12 +264,16 @@ def test_the_output_without_parameters() -> None:
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     tail = regions_of(pooled, torch.zeros(2, 1, 5, 5))
-    assert [region.kind for region in tail.regions] == ["input", "layer", "layer", "output"]
+    assert [region.kind for region in tail.regions] == ["input", "layer", "layer"]
     last = tail.regions[tail.output]
-    assert (last.learns, last.shape, last.pre, last.post) == (False, (3,), tail.graph.output, tail.graph.output)
+    assert (last.learns, last.shape, last.pre, last.post) == (True, (3,), tail.graph.output, tail.graph.output)
     step = rg.compile(pooled, torch.zeros(2, 1, 5, 5))
-    assert {edge.name for edge in step.plan.edges} == {"3->1", "3->2"}
-    assert [number for number, _ in step.plan.update] == [1, 2]
+    assert {edge.name for edge in step.plan.edges} == {"2->1"}
+    assert step.plan.update == ((1, "analytic"), (2, "local_vjp"))
+    # All layers that lead to the output alone are taken in; one that leads to other layers too is not.
+    both = regions_of(Both(), torch.zeros(2, 4))
+    assert [(region.name, region.kind) for region in both.regions[1:]] == [("a", "layer"), ("b", "layer")]
+    assert both.regions[2].parameters == ("b.weight", "b.bias", "c.weight", "c.bias")
 
 
 def test_several_inputs_share_region_0() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import reclra_graph as rg
-from reclra_graph.export.report import coverage, report_text, wiring_lines, wiring_tree
+from reclra_graph.export.coverage import coverage
+from reclra_graph.export.report import report_text, wiring_lines, wiring_tree
 from reclra_graph.ir.program import StepProgram
 from tests.unit.programs import MAKERS, branches, figure1, mlp
 
@@ -25,7 +27,7 @@ def paper() -> StepProgram:
 def test_report_of_figure_1(paper: StepProgram) -> None:
     text = report_text(paper, (("capture", 1.25), ("wire", 0.5)))
     for wanted in (
-        "17 of 17 operators lie in regions with error neurons",
+        "17 of 17 operators, 100 %, without a derivative (17 analytic)",
         "9 of 9 regions learn",
         "18 of 18 parameter tensors are updated",
         "wave 1 on 3 lanes",
@@ -64,8 +66,37 @@ def test_report_names_frozen_parameters() -> None:
 def test_coverage_counts_every_operator_and_parameter(program: StepProgram) -> None:
     regions = program.schedule.tasks.plan.regions
     found = coverage(regions)
-    assert found.layers + found.output + found.head == found.operators == len(regions.graph.operators)
+    graph = regions.graph
+    computing = [
+        item
+        for item in graph.operators
+        if item.name in graph.reaching and item.name not in graph.without_data and item.target != "operator.getitem"
+        if item.type is not None or item.types
+    ]
+    assert len(computing) <= found.total <= len(graph.operators)
+    assert found.covered == found.total - sum(count for way, count in found.operators if way in ("local", "opaque"))
+    assert sum(count for *_, count in found.special) == found.total - found.covered
     assert found.updated + len(found.frozen) == found.parameters
+    assert sum(tensors for _, tensors, _ in found.rules) == found.updated
+    assert sum(entries for *_, entries in found.rules) == found.entries_updated
+
+
+def test_coverage_tells_the_ways_apart() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(4, 5), nn.Linear(5, 3), nn.PReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.tanh(self.a(x))
+            return self.b(self.act(h.cumsum(1)))
+
+    found = coverage(rg.compile(Mixed(), torch.zeros(2, 4)).plan.regions)
+    assert dict(found.operators) == {"analytic": 3, "not differentiated": 1, "local": 1, "opaque": 0}
+    assert found.special[0][:3] == ("aten.prelu.default", "local", "act")
+    assert found.lines()[0] == (
+        "4 of 5 operators, 80 %, without a derivative (3 analytic, 1 not differentiated, 1 local)"
+    )
 
 
 def test_the_tree_has_every_edge_once(program: StepProgram) -> None:

@@ -188,10 +188,7 @@ def test_a_broken_parameter_is_reported() -> None:
 
 
 def test_large_inputs_are_no_error() -> None:
-    half = nn.Linear(4000, 3).half()
-    step = rg.compile(half, torch.ones(2, 4000).half(), lr=1e-3)
-    # 40 × 4000 ones: their sum does not fit into 16 bits, each of them does.
-    assert bool(step(torch.ones(40, 4000).half(), torch.zeros(40, dtype=torch.int64)).isfinite())
+    # Their sum does not fit into float32, each of them does.
     wide = rg.compile(mlp(4, 3, 2), torch.zeros(2, 4))
     assert bool(wide(torch.full((3, 4), 2e38), torch.tensor([0, 1, 1])).isfinite())
 

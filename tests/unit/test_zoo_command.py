@@ -29,7 +29,7 @@ def test_models_are_measured_and_written_down(reclra: Call, listed: str, tmp_pat
     content = json.loads(Path("zoo.json").read_text(encoding="utf-8"))
     good, bad = content["models"]
     assert good["passed"], good["failures"]
-    assert set(good["checks"]) == {"parameters", "falls", "eval", "reference", "buffers"}
+    assert set(good["checks"]) == {"parameters", "falls", "eval", "reference", "forward", "buffers"}
     assert good["checks"]["reference"]["difference"] < 1e-12
     assert good["ratio"] > 0
     assert [item["code"] for item in bad["failures"]] == ["RG104", "RG106"]
