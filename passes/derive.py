@@ -46,6 +46,16 @@ _BATCH_HINT = 1_000_003
 _VIEWS = dict.fromkeys(("aten.view.default", "aten._unsafe_view.default"), "aten.reshape.default")
 
 
+# Operators that read the sizes of what they are given, and none of its numbers.
+_SIZES_ALONE = {
+    f"aten.{name}"
+    for name in (
+        "zeros_like.default", "ones_like.default", "full_like.default", "empty_like.default", "new_zeros.default",
+        "new_ones.default", "new_full.default", "new_empty.default", "sym_size.int",
+    )
+}  # fmt: skip
+
+
 class NoDerivative(Exception):
     """PyTorch knows no derivative of the operator."""
 
@@ -201,7 +211,7 @@ def _solved(problem: _Problem) -> tuple[tuple[Call, ...], tuple[tuple[int, str],
     except Exception as failure:  # the tracer and PyTorch's formulas raise errors of many kinds
         said = str(failure).splitlines()[0] if str(failure) else ""
         raise NoDerivative(f"{type(failure).__name__}: {said}") from failure
-    traced.graph.eliminate_dead_code()
+    _without_zeros(traced.graph, len(cotangents))
     sources = [BATCH, *(f"e{index}" for index in range(len(cotangents))), *(f"a{index}" for index in held)]
     return _calls(traced.graph, sources, problem)
 
@@ -286,17 +296,26 @@ def _target(node: fx.Node) -> str:
     return f"{module}.{getattr(node.target, '__name__', node.target)}"
 
 
+def _without_zeros(traced: fx.Graph, errors: int) -> None:
+    """Leave out results that no error moves: a derivative is linear in the error, so they are zero."""
+    inputs = [node for node in traced.nodes if node.op == "placeholder"]
+    moved = set(inputs[1 : 1 + errors])
+    for node in traced.nodes:
+        if node.op == "output":
+            results = node.args[0]
+            assert isinstance(results, (list, tuple))
+            node.args = (tuple(item if item in moved else None for item in results),)
+        elif _target(node) not in _SIZES_ALONE and any(source in moved for source in node.all_input_nodes):
+            moved.add(node)
+    traced.eliminate_dead_code()
+
+
 def _results(node: fx.Node, names: dict[fx.Node, Argument], problem: _Problem) -> tuple[tuple[int, str], ...]:
     results = node.args[0]
     assert isinstance(results, (list, tuple))
-    inputs = [item for item in node.graph.nodes if item.op == "placeholder"]
-    moved = set(inputs[1 : 1 + len(problem.results)])
-    for item in node.graph.nodes:
-        if any(source in moved for source in item.all_input_nodes):
-            moved.add(item)
     found: list[tuple[int, str]] = []
     for index, item in zip(problem.wanted, results, strict=True):
-        if item not in moved:  # zero whatever the error is
+        if item is None:  # zero whatever the error is
             continue
         name = names[item] if isinstance(item, fx.Node) else None
         if not isinstance(name, Ref):

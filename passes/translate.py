@@ -160,6 +160,11 @@ def translate(
         raise ModelError(dict.fromkeys(to_ir.problems))
     wrong = [(item, _no_samples(result, item)) for item in outputs]
     problems = [Problem("RG203", f"result {item.label!r} {cause}", place) for item, cause in wrong if cause]
+    first: dict[str, str] = {}
+    for item in outputs:
+        if first.setdefault(item.value, item.label) != item.label:
+            cause = f"results {first[item.value]!r} and {item.label!r} are one tensor, which can have one loss"
+            problems.append(Problem("RG203", cause, place))
     if problems:
         raise ModelError(problems)
     return result, constants

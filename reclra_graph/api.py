@@ -129,7 +129,9 @@ def load(directory: str | Path, model: nn.Module) -> CompiledStep:
     return step
 
 
-def assign_grads(step: CompiledStep, inputs: Any, target: Tensor | Mapping[str, Tensor]) -> Tensor:
+def assign_grads(
+    step: CompiledStep, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None
+) -> Tensor:
     """Compute one step's updates and put them into ``.grad`` instead of applying them; returns the loss.
 
     ``.grad`` of every parameter that learns, and of every synapse, is set (not added to) to its direction of descent,
@@ -137,7 +139,7 @@ def assign_grads(step: CompiledStep, inputs: Any, target: Tensor | Mapping[str, 
     train mode, running statistics move on. Pass
     ``step.synapses.values()`` to the optimiser as well, or leave them out to keep them fixed.
     """
-    loss, parameters, synapses = step.deltas(inputs, target)
+    loss, parameters, synapses = step.deltas(inputs, target, kwargs)
     for name, parameter in step.model.named_parameters():
         if name in parameters:
             parameter.grad = parameters[name]

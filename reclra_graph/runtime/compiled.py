@@ -75,20 +75,23 @@ class CompiledStep:
             held.setdefault(key, value)
         return held
 
-    def __call__(self, inputs: Any, target: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def __call__(
+        self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
         """One training step on a batch.
 
         inputs: as ``example_inputs`` was given: a tensor, a tuple of positional arguments, or a mapping of keyword
-        arguments. target: as the loss expects it; by the outputs' labels where several have a loss.
+        arguments. target: as the loss expects it; by the outputs' labels where several have a loss. kwargs: keyword
+        arguments beside positional ones, as ``example_kwargs`` was given.
 
         Raises StepError, with parameters, buffers and synapses as they were: RG601 and RG602 for wrong shapes or
         dtypes, RG603 for classes out of range, RG604 where the loss or an input is not finite.
         """
-        return self._run(inputs, target, self.module.sgd)
+        return self._run(inputs, kwargs, target, self.module.sgd)
 
-    def _given(self, inputs: Any) -> list[Tensor]:
+    def _given(self, inputs: Any, keywords: Mapping[str, Any] | None) -> list[Tensor]:
         """The tensors that the graph takes, from the arguments of a call."""
-        args, kwargs = called(inputs)
+        args, kwargs = called(inputs, keywords)
         wanted = self.plan.regions.graph.inputs
         if not args and any(isinstance(item.path[0], int) for item in wanted):
             args, kwargs = (kwargs,), {}  # a mapping that is one positional argument
@@ -112,8 +115,10 @@ class CompiledStep:
             raise StepError(problems)
         return found
 
-    def _run(self, inputs: Any, target: Tensor | Mapping[str, Tensor], optimise: Any) -> Tensor:
-        given = self._given(inputs)
+    def _run(
+        self, inputs: Any, kwargs: Mapping[str, Any] | None, target: Tensor | Mapping[str, Tensor], optimise: Any
+    ) -> Tensor:
+        given = self._given(inputs, kwargs)
         labels = [item.label for item in self.plan.losses]
         if len(labels) == 1:
             goal: Any = target[labels[0]] if isinstance(target, Mapping) and labels[0] in target else target
@@ -154,7 +159,7 @@ class CompiledStep:
                 self.synapses[name] = self.synapses[name].to(home)
 
     def deltas(
-        self, inputs: Any, target: Tensor | Mapping[str, Tensor]
+        self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """(loss, directions of descent for the parameters, the same for the synapses), means over the batch.
 
@@ -166,7 +171,7 @@ class CompiledStep:
         def collect(store: dict[str, Tensor], name: str, delta: Tensor, lr: float) -> None:
             found.get(id(store), parameters)[name] = delta.to(store[name].device)
 
-        loss = self._run(inputs, target, collect)
+        loss = self._run(inputs, kwargs, target, collect)
         return loss, parameters, found[id(self.synapses)]
 
     def state_dict(self) -> dict[str, Tensor]:
