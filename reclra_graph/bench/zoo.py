@@ -61,7 +61,7 @@ Progress: TypeAlias = Callable[[int, int, "Row | None", Sequence[str]], None]
 
 def run(entries: Sequence[Entry], settings: Settings, progress: Progress = lambda *_: None) -> list[Row]:
     """The rows of all entries, in their order. Finished rows are kept in ``settings.work`` and not made again, unless
-    the package, a library, or the seed has changed since; ``settings.fresh`` makes all of them again.
+    the package, a library, or the seed has changed since, or a limit ended them; ``settings.fresh`` makes all again.
 
     An interruption stops the processes that run and is passed on; what was finished is kept.
     """
@@ -69,7 +69,7 @@ def run(entries: Sequence[Entry], settings: Settings, progress: Progress = lambd
     rows: dict[Entry, Row] = {}
     for entry in entries:
         kept = None if settings.fresh else _read(_path(folder, entry))
-        if kept is not None:
+        if kept is not None and not _by_the_machine(kept):
             rows[entry] = kept
     waiting = [entry for entry in entries if entry not in rows]
     running: dict[Entry, _Worker] = {}
@@ -92,6 +92,11 @@ def run(entries: Sequence[Entry], settings: Settings, progress: Progress = lambd
         for worker in running.values():
             worker.stop()
     return [rows[entry] for entry in entries]
+
+
+def _by_the_machine(row: Row) -> bool:
+    """Whether time, memory or a lost process ended a row: with other limits it may come out otherwise."""
+    return any(item.get("code") in ("RG804", "RG805", "RG806") for item in row.get("failures", ()))
 
 
 def version(settings: Settings) -> str:

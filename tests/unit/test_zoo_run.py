@@ -73,6 +73,15 @@ def test_a_model_that_takes_too_long_is_stopped(settings: Settings) -> None:
     assert time.monotonic() - started < 20
 
 
+def test_what_a_limit_ended_is_run_again(settings: Settings) -> None:
+    limits = Settings(timeout=30.0, memory=0.2, work=settings.work)
+    assert failure(run(entries("hungry"), limits)[0]) == ("RG805", "compile")
+    (path,) = settings.work.rglob("own.hungry.json")
+    before = path.stat().st_mtime_ns
+    run(entries("hungry"), limits)
+    assert path.stat().st_mtime_ns > before
+
+
 def test_a_model_that_takes_too_much_memory_is_stopped(settings: Settings) -> None:
     (row,) = run(entries("hungry"), Settings(timeout=30.0, memory=0.2, work=settings.work))
     assert failure(row) == ("RG805", "compile")
