@@ -15,7 +15,11 @@ BENCHES = Path(__file__).resolve().parent
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "keys"),
-    [("compile_time.py", {"config", "models"}), ("step_cpu.py", {"config", "arms", "ratios"})],
+    [
+        ("compile_time.py", {"config", "models"}),
+        ("step_cpu.py", {"config", "arms", "ratios"}),
+        ("scaling.py", {"kinds"}),
+    ],
 )
 def test_quick(script: str, keys: set[str], tmp_path: Path) -> None:
     out = tmp_path / "results" / "quick.json"
@@ -29,7 +33,7 @@ def test_quick(script: str, keys: set[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["compile_time.py", "step_cpu.py"])
+@pytest.mark.parametrize("script", ["compile_time.py", "step_cpu.py", "scaling.py"])
 def test_quick_writes_nothing_by_itself(script: str, tmp_path: Path) -> None:
     results = BENCHES.parents[1] / "docs" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.iterdir()} if results.exists() else {}
