@@ -74,7 +74,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Rewrite the line with a layer that has a rule (docs/limits.md lists them), or freeze it.",
     ),
     "RG304": ("local-vjp-refused", "Drop strict=True, or rewrite the layer with operators that have an analytic rule."),
-    "RG305": ("batch-not-leading", "Keep the batch as the first dimension of every layer's output."),
+    "RG305": (
+        "batch-not-leading",
+        "Let the layer work on values that tell samples apart, or give a loss to one result only.",
+    ),
     "RG401": ("bad-gpus", "Ask for at least one GPU: `--gpus 1`."),
     "RG402": ("bad-depth", "Choose a depth between 1 and the number of regions below the output."),
     "RG403": ("bad-relays", "Name relays by region id or module path, as `reclra explain` and plan.json list them."),
@@ -99,7 +102,7 @@ CODES: dict[str, tuple[str, str]] = {
     "RG704": ("bad-data", "The file is damaged or is not what its name says; fetch it again."),
     "RG801": (
         "bad-zoo-list",
-        "Write one `source name` on a line; the sources are own, torchvision, timm, transformers.",
+        "Write one `source name` on a line; the sources are own, torchvision, timm, transformers and file.",
     ),
     "RG802": ("no-such-zoo-model", "Check the name, and the version of the library that is installed."),
     "RG803": ("zoo-model-rejected", "Bring the model by a file of your own, with example inputs that it accepts."),

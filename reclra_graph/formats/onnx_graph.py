@@ -31,6 +31,8 @@ from reclra_graph.formats.onnx_operators.table import LARGEST_KNOWN, known, tens
 from reclra_graph.formats.onnx_recurrent import RECURRENT, STATES, recurrent_refuses, recurrent_weights
 
 _STANDARD = ("", "ai.onnx")
+# Names that torch.onnx.export gives to what it computed itself.
+_MADE_UP = re.compile(r"_?val_\d+|onnx::.*|/.*")
 
 
 def graph_inputs(graph: GraphProto) -> list[ValueInfoProto]:
@@ -212,9 +214,13 @@ def _roles(graph: GraphProto) -> tuple[set[str], set[str]]:
     """(names of the weights that train, names of the values whose numbers an operator must know)."""
     table = all_operators()
     alias = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    # A factor such as 1/√d that an exporter folded is no weight; one that carries a name of the model's may be.
+    factors = {item.name for item in graph.initializer if math.prod(item.dims) == 1 and _MADE_UP.fullmatch(item.name)}
     fixed: set[str] = set()
     sizes: set[str] = set()
     for node in graph.node:
+        if node.op_type in ("Mul", "Div"):
+            fixed.update(factors & set(node.input))
         entry = table.get(node.op_type)
         for index, name in enumerate(node.input):
             while name in alias:

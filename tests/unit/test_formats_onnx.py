@@ -61,6 +61,13 @@ def test_what_does_not_train(tmp_path: Path) -> None:
     assert {name for name, _ in loaded.model.named_buffers()} == {"mean", "var", "fill", "mask"}
 
 
+def test_a_single_factor_trains_where_it_has_a_name_of_its_own(tmp_path: Path) -> None:
+    nodes = [node("Mul", "x val_7", "a"), node("Mul", "a scale", "b"), node("Add", "b val_8", "y")]
+    weights = {name: floats(1) for name in ("val_7", "scale", "val_8")}
+    loaded = load(tmp_path, model(nodes, {"x": (2, 3)}, weights))
+    assert [name for name, _ in loaded.model.named_parameters()] == ["scale", "val_8"]
+
+
 def test_embedding_table_and_shared_weights(tmp_path: Path) -> None:
     nodes = [
         node("Identity", "table", "same"),
