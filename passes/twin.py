@@ -38,16 +38,33 @@ class _Alias(nn.Module):
         return getattr(self.__dict__["original"], name)
 
 
+class _ListAlias(_Alias):
+    """Another name of a module that holds others in a row, as ``nn.ModuleList`` does."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.__dict__["original"])
+
+    def __len__(self) -> int:
+        return len(self.__dict__["original"])
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__dict__["original"][key]
+
+
 def one_name_each(model: nn.Module) -> nn.Module:
-    """The model with every sub-module registered once. A buffer that is written under two names breaks PyTorch's
-    functionalisation."""
-    seen: set[nn.Module] = set()
-    for module in list(model.modules()):
+    """The model with every sub-module registered once, under its first name in ``named_modules()``. A buffer that is
+    written under two names breaks PyTorch's functionalisation."""
+    seen = {model}
+
+    def visit(module: nn.Module) -> None:
         for name, child in list(module._modules.items()):
             if child is not None and child in seen:
-                module._modules[name] = _Alias(child)
+                module._modules[name] = (_ListAlias if hasattr(type(child), "__iter__") else _Alias)(child)
             elif child is not None:
                 seen.add(child)
+                visit(child)
+
+    visit(model)
     return model
 
 
@@ -69,9 +86,10 @@ def _same_names(module: nn.Module, made: nn.Module, known: dict[object, Any]) ->
     for name, buffer in module._buffers.items():
         made.register_buffer(name, buffer, persistent=name in persistent)
     for name, child in module._modules.items():
-        if child is not None and child not in known:
-            _same_names(child, nn.Module(), known)
-        made.add_module(name, None if child is None else known[child])
+        if child is None:
+            made.add_module(name, None)
+        elif child not in known:  # a module has one name, its first: see one_name_each
+            made.add_module(name, _same_names(child, nn.Module(), known))
     return made
 
 

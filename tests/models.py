@@ -179,6 +179,18 @@ class LocalNet(nn.Module):
         return logits
 
 
+class Tagger(nn.Module):
+    """A recurrent layer, time first, over sequences: a tag for every position [T, B, C], and a value for the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.tag, self.value = nn.GRU(4, 5), nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        states = self.layer(x.transpose(0, 1))[0]
+        return {"logits": self.tag(states), "value": self.value(torch.tanh(states[-1]))}
+
+
 def snapshot(step: CompiledStep) -> dict[str, Tensor]:
     """Copies of everything a step may change: parameters, buffers (also those outside state_dict) and synapses."""
     held = {f"P.{key}": value.detach().clone() for key, value in step.model.named_parameters()}
@@ -282,12 +294,22 @@ def local_net() -> CompiledStep:
     return rg.compile(LocalNet(), torch.zeros(4, 6), gpus=3)
 
 
-STEPS: tuple[Callable[[], CompiledStep], ...] = (figure1, residual_cnn, two_inputs, tied, dropouts, local_net)
+@cache
+def tagger() -> CompiledStep:
+    """An unrolled layer, shared synapses, two outputs, and the batch in the second place, on three GPUs."""
+    torch.manual_seed(7)
+    losses = {"logits": "cross-entropy", "value": "mse"}
+    return rg.compile(Tagger(), torch.zeros(4, 3, 4), gpus=3, loss=losses, label_smoothing=0.1, ignore_index=1)
+
+
+STEPS: tuple[Callable[[], CompiledStep], ...] = (
+    figure1, residual_cnn, two_inputs, tied, dropouts, local_net, tagger,
+)  # fmt: skip
 """Compiled models of every kind; parametrise with ``ids=lambda make: make.__name__``."""
 
 
-def batch_for(step: CompiledStep, size: int = 4, seed: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Random inputs and a target that a step accepts."""
+def batch_for(step: CompiledStep, size: int = 4, seed: int = 0) -> tuple[tuple[Tensor, ...], Any]:
+    """Random inputs and a target that a step accepts; by label where there are several."""
     generator = torch.Generator().manual_seed(seed)
     graph = step.plan.regions.graph
     inputs = tuple(
@@ -296,7 +318,11 @@ def batch_for(step: CompiledStep, size: int = 4, seed: int = 0) -> tuple[tuple[T
         )
         for item in graph.inputs
     )
-    shape = step.plan.regions.regions[step.plan.regions.output].shape
-    if step.plan.losses[0].classes:
-        return inputs, torch.randint(shape[0], (size, *shape[1:]), generator=generator)
-    return inputs, torch.rand(size, *shape, generator=generator, dtype=inputs[0].dtype)
+    found: dict[str, Tensor] = {}
+    for label, (sizes, dtype, classes, _) in step.module.TARGETS.items():
+        shape = [size if item == "B" else item for item in sizes]
+        if classes > 0:
+            found[label] = torch.randint(classes, shape, generator=generator)
+        else:
+            found[label] = torch.rand(shape, generator=generator, dtype=getattr(torch, dtype))
+    return inputs, found.get("", found)

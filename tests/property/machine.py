@@ -23,7 +23,7 @@ class Machine:
         self.P = {key: value.detach().clone() for key, value in P.items()}
         self.E = {key: value.detach().clone() for key, value in E.items()}
 
-    def run(self, actions: Iterable[Action], inputs: Sequence[Tensor], target: Tensor) -> Tensor:
+    def run(self, actions: Iterable[Action], inputs: Sequence[Tensor], target: Any) -> Tensor:
         """Run the tasks in this order and return the loss. Raises KeyError where a value is read that is not there."""
         rates = self.schedule.tasks.plan.rates
         check = next(call for task in self.schedule.tasks.tasks for call in task.calls if call.function == "check")
@@ -67,8 +67,8 @@ class Machine:
             if argument.name == "_":
                 return argument
             if argument.name[1:2] == "[":
-                store = self.P if argument.name[0] == "P" else self.E
-                return store[argument.name[2:-1]]
+                stores = {"P": self.P, "E": self.E, "T": self.values["target"]}
+                return stores[argument.name[0]][argument.name[2:-1]]
             return self.values[argument.name]
         if isinstance(argument, TorchConstant):
             return getattr(torch, argument.name)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import reclra_graph as rg
 from reclra_graph.runtime.compiled import CompiledStep
+from tests.models import tagger
+from tests.unit.record_models import Depth
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -56,4 +58,11 @@ def single() -> CompiledStep:
     return rg.compile(nn.Linear(4, 2), (torch.zeros(3, 4),))
 
 
-MAKERS: tuple[Callable[[], CompiledStep], ...] = (figure1, branches, single)
+@cache
+def depth() -> CompiledStep:
+    """One recorded path."""
+    torch.manual_seed(0)
+    return rg.compile(Depth(), torch.randn(5, 6))
+
+
+MAKERS: tuple[Callable[[], CompiledStep], ...] = (figure1, branches, single, tagger, depth)

@@ -62,7 +62,8 @@ def test_every_slot_is_one_complete_event(program: StepProgram) -> None:
     found = [(event["name"], event["tid"], event["ts"], event["dur"]) for event in events(program, "X")]
     slots = program.schedule.slots
     assert found == [(slot.group, slot.lane, slot.start * UNIT, (slot.end - slot.start) * UNIT) for slot in slots]
-    assert {event["cat"] for event in events(program, "X")} <= {"forward", "loss", "target", "update", "buffer"}
+    kinds = {"forward", "loss", "target", "update", "optimise", "buffer"}
+    assert {event["cat"] for event in events(program, "X")} <= kinds
 
 
 def test_events_of_a_lane_do_not_overlap(program: StepProgram) -> None:
