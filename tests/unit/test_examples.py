@@ -264,7 +264,7 @@ def test_the_readmes_commands_are_marked(root: Path) -> None:
     text = (root / "README.md").read_text(encoding="utf-8")
     commands = dict(re.findall(r"^<!-- command: (\w+) -->\n```bash\n(.+)\n```$", text, re.MULTILINE))
     assert commands["run"].endswith("examples/fashion_mnist.py")
-    assert commands["test"].endswith("-m pytest")
+    assert commands["test"].endswith("-m pytest -n auto")
 
 
 def _excerpt(source: str) -> str:
