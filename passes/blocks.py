@@ -90,8 +90,10 @@ def _repeated_parts(graph: OperatorGraph) -> dict[str, str]:
     # Blocks made by the same code have the same operators in the same order, which is isomorphism enough.
     kinds: dict[tuple[tuple[str, tuple[int, ...]], ...], list[int]] = {}
     for part, names in parts.items():
+        reads = [read for name in names for read in graph.by_name[name].reads if read in graph.derived]
         layers = sum(any(read in graph.derived for read in graph.by_name[name].reads) for name in names)
-        if layers >= 2:
+        # What reads its parameters again and again is a loop, such as a recurrent layer, and no block of layers.
+        if layers >= 2 and len(set(reads)) == len(reads):
             place = {name: index for index, name in enumerate(names)}
             members = [graph.by_name[name] for name in names]
             kind = tuple((item.target, tuple(place.get(read, -1) for read in item.reads)) for item in members)

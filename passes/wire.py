@@ -24,6 +24,7 @@ from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan
 from reclra_graph.options import Options
 from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
 from reclra_graph.passes.trees import block_wise, bottlenecks, chain, explicit, flat, grouped, relayed, supported
+from reclra_graph.rules.operators import STEPS, short
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     if isinstance(options.depth, int) and options.depth != winner.depth:
         cause = f"depth {options.depth} was asked for, but {winner.name} wiring as given has depth {winner.depth}"
         raise ModelError(Problem("RG402", cause, "depth", "Leave out depth, or choose another wiring or other relays."))
-    update = tuple((region.id, _update_rule(region, options)) for region in regions.regions if region.learns)
+    update = tuple((region.id, _update_rule(regions, region, options)) for region in regions.regions if region.learns)
     return WiringPlan(
         regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options),
         _losses(regions, options), candidates, _why(winner, wiring, candidates, options), options.seed,
@@ -147,9 +148,12 @@ def _strict_problems(regions: RegionGraph, options: Options) -> list[Problem]:
     ]
 
 
-def _update_rule(region: Region, options: Options) -> str:
-    """``local_vjp`` where it is asked for, or where a parameter of the region has no closed form."""
-    return LOCAL if options.update == LOCAL or any(item.rule == LOCAL for item in region.updates) else "analytic"
+def _update_rule(regions: RegionGraph, region: Region, options: Options) -> str:
+    """``local_vjp`` where a parameter of the region has no closed form, or where it is asked for and the region does
+    not end with a step function, whose derivative is zero."""
+    step = any(short(regions.graph.by_name[name].target) in STEPS for name in region.activation)
+    asked = options.update == LOCAL and not step
+    return LOCAL if asked or any(item.rule == LOCAL for item in region.updates) else "analytic"
 
 
 def _candidates(regions: RegionGraph, options: Options, relays: tuple[int, ...] | None) -> list[_Wiring]:
@@ -206,7 +210,7 @@ def _shared(regions: RegionGraph, edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
     first: dict[tuple[int, tuple[str, ...], tuple[int, int], str], str] = {}
     found = []
     for edge in edges:
-        key = (edge.source, regions.regions[edge.target].parameters, edge.shape, edge.form)
+        key = (edge.source, tuple(sorted(regions.regions[edge.target].parameters)), edge.shape, edge.form)
         name = first.setdefault(key, edge.name) if key[1] else edge.name
         found.append(replace(edge, shared="" if name == edge.name else name))
     return tuple(found)

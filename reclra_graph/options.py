@@ -28,7 +28,8 @@ class Options:
     paths that pass errors on, or None to choose. wiring: "auto", "flat", "chain", "blocks", or edges. rule: learning
     rule of the error synapses. beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see
     ``reclra_graph.ir.wiring.Rates``. update: how regions learn, "analytic" where a closed form exists, or
-    "local_vjp" everywhere. strict: refuse local_vjp. lr: of the optimiser and of the synapses. seed: of the synapses.
+    "local_vjp" everywhere but before step functions. strict: refuse local_vjp. lr: of the optimiser and of the
+    synapses. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
     "token"). loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss)
     pairs.
