@@ -56,10 +56,14 @@ def _grow(graph: OperatorGraph, blocks: Mapping[str, str]) -> list[Growing]:
     def close(region: Growing) -> None:
         open_at.pop(region.end, None)
         # What only moves numbers to other places stands behind the representation: queries and keys of an attention are
-        # errors' business as features, not as heads.
+        # errors' business as features, not as heads. A vector unfolded into a map gets its positions there, and keeps
+        # them.
         while short(graph.by_name[region.end].target) in MOVES and region.end not in graph.output_values:
+            source = graph.by_name[region.end].reads[0]
+            if len(graph.sample_shape(source) or ()) == 1 < len(graph.sample_shape(region.end) or ()):
+                break
             region.core.remove(region.end)
-            region.end = graph.by_name[region.end].reads[0]
+            region.end = source
         region.post = region.post or region.end
         closed.append(region)
 

@@ -1,4 +1,4 @@
-"""Layers on whose output no error neurons fit: regions that reach on to where they do."""
+"""Where error neurons stand: behind layers on whose output none fit, and before what only moves numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reclra_graph.ir.regions import LOCAL
 from tests.differential.agreement import agrees
+from tests.models import regions_of
 
 EDGES = torch.tensor([[0, 1, 2, 0, 1, 3, 3], [1, 2, 0, 3, 1, 1, 2]])
 
@@ -104,3 +105,22 @@ def test_an_output_that_takes_in_every_layer_learns_as_backprop_does() -> None:
     assert len(step.plan.regions.sites) == 1
     for key, value in model.named_parameters():
         torch.testing.assert_close(value.detach(), wanted[key], rtol=0, atol=1e-13)
+
+
+def test_error_neurons_stand_where_positions_are_told_apart() -> None:
+    """Before a projection is split into heads, but behind the unfolding of a vector into a map."""
+
+    class Unfolds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unfold, self.qkv, self.head = nn.Linear(6, 4 * 9), nn.Linear(4, 12), nn.Linear(9 * 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.unfold(x).view(-1, 9, 4)
+            q, k, v = self.qkv(tokens).view(-1, 9, 3, 2, 2).permute(2, 0, 3, 1, 4)
+            mixed = (q @ k.transpose(2, 3)).softmax(3) @ v
+            scores: Tensor = self.head(mixed.transpose(1, 2).flatten(1))
+            return scores
+
+    regions = regions_of(Unfolds(), torch.zeros(5, 6)).regions
+    assert [region.shape for region in regions if region.kind == "layer"] == [(9, 4), (9, 12), (3,)]
