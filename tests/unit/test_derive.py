@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reclra_graph as rg
-from reclra_graph.ir.operators import Operator, OperatorGraph, Ref, TensorType
+from reclra_graph.ir.operators import Operator, OperatorGraph, Ref, TensorType, references
 from reclra_graph.ir.tasks import Call
 from reclra_graph.passes import derive as module
 from reclra_graph.passes.capture import capture
@@ -232,6 +232,41 @@ def test_an_expanded_sum_holds_the_batch_size_by_its_name() -> None:
     numbers = [int(number) for number in re.findall(r"\d+", repr(calls))]
     assert max(numbers) < 100  # no stand-in of the batch size, and no multiple of it
     assert "sym_size" in repr(calls) or "Ref(name='B')" in repr(calls)
+
+
+def test_what_a_batch_norm_already_computed_is_not_computed_again() -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.norm(x)
+            return found
+
+    found = captured(Norm(), torch.randn(3, 4))
+    (norm,) = (item for item in found.operators if "batch_norm" in item.target)
+    parts = {item.args[1]: item.name for item in found.operators if item.target == "operator.getitem"}
+    calls, made = derive(norm, found, [(0, "e")], norm.reads[:2], namer())
+    assert not [call for call in calls if call.function == norm.target]
+    read = {name for call in calls for name in references(call.args)}
+    assert {parts[1], parts[2]} <= read  # mean and inverse deviation
+    assert made.keys() == set(norm.reads[:2])
+
+
+def test_the_batch_size_is_told_by_its_stand_in() -> None:
+    hint = module._BATCH_HINT
+    assert [module._expression(size) for size in (4, hint, 3 * hint, 3 * hint + 1)] == [4, "B", "3*B", 3 * hint + 1]
+    asked: list[int] = []
+
+    def multiple(factor: int) -> Ref:
+        asked.append(factor)
+        return Ref(f"{factor} B")
+
+    given = [5, hint, [2 * hint, -1, 0], True, 0.5, None]
+    wanted = (5, Ref("1 B"), (Ref("2 B"), -1, 0), True, 0.5, None)
+    assert module._argument(given, {}, multiple) == wanted
+    assert asked == [1, 2]
 
 
 @pytest.mark.parametrize("move", [torch.sign, torch.round, torch.floor, lambda z: (z > 0).to(z.dtype)])
