@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -134,16 +135,17 @@ class CompiledStep:
         rates: dict[str, Any] = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
         opaque = [item.args[0] for item in self.plan.regions.graph.operators if item.target == OPAQUE]
         if opaque:
-            rates["M"] = {str(path): self.model.get_submodule(str(path)).train() for path in opaque}
+            rates["M"] = {str(path): self.model.get_submodule(str(path)) for path in opaque}
         try:
-            loss: Tensor = self.module.step(
-                self.storage(),
-                self.synapses,
-                *(item.detach() for item in given),
-                goal,
-                optimise=optimise,
-                **rates,
-            )
+            with _in_training(list(rates.get("M", {}).values())):
+                loss: Tensor = self.module.step(
+                    self.storage(),
+                    self.synapses,
+                    *(item.detach() for item in given),
+                    goal,
+                    optimise=optimise,
+                    **rates,
+                )
         except (ValueError, FloatingPointError) as error:
             code, _, cause = str(error).partition(" ")
             if code in CODES:
@@ -210,6 +212,25 @@ class CompiledStep:
         plan = self.plan
         lanes = len(self.schedule.lanes)
         return f"CompiledStep({plan.regions.graph.model}, {plan.wiring} wiring, depth {plan.depth}, {lanes} lanes)"
+
+
+@contextlib.contextmanager
+def _in_training(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Sub-modules that run as they are, in train mode; their modes come back, and after an error their buffers too."""
+    inner = [item for module in modules for item in module.modules()]
+    modes = [item.training for item in inner]
+    buffers = [(item, item.clone()) for module in modules for item in module.buffers()]
+    for module in modules:
+        module.train()
+    try:
+        yield
+    except BaseException:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        raise
+    finally:
+        for item, mode in zip(inner, modes, strict=True):
+            item.training = mode
 
 
 def check_model(model: nn.Module, graph: OperatorGraph) -> None:
