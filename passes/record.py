@@ -28,7 +28,7 @@ from reclra_graph.passes.opaque import Batch, OpaqueCall, watch, with_opaque
 from reclra_graph.passes.places import first_line, user_line
 from reclra_graph.passes.quiet import hushed
 from reclra_graph.passes.replay import NONE, replay
-from reclra_graph.passes.tape import Interrupted, Tape, clone, draws_aside, skeleton, tape
+from reclra_graph.passes.tape import Interrupted, Tape, clone, skeleton, tape
 from reclra_graph.passes.tape_findings import Finding, differences, reads
 from reclra_graph.passes.twin import twin, undisturbed
 
@@ -148,14 +148,13 @@ def _recorded(
     """The program of a tape, found to give what the model gives, with its notes."""
     with with_opaque(model, taped.calls), undisturbed():
         program = replay(model, taped.tape, *batch)
-    comparable = not draws_aside(taped.tape)
-    if comparable and not _agrees(program, model, taped.calls, batch):
+    if not _agrees(program, model, taped.calls, batch):
         cause = "the recorded operators do not give what forward() gives: it changes tensors behind torch's back"
         raise ModelError(Problem("RG202", cause, type(model).__name__))
     notes: list[str] = []
     if taped.other is None:
         notes.append("what of the recorded path depends on the data is not known: forward() took no other batch")
-    elif comparable and not taped.found and not _agrees(program, model, taped.calls, taped.other):
+    elif not taped.found and not _agrees(program, model, taped.calls, taped.other):
         notes.append("on another batch the recorded operators give other values than forward()")
     if any(node.target in decompositions for node in taped.tape.graph.graph.nodes):
         with with_opaque(model, taped.calls), undisturbed():

@@ -24,7 +24,7 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.node import map_arg
 
 from reclra_graph.passes.places import module_of
-from reclra_graph.passes.tape import Interrupted, Out, Rerun, Tape, tensors_in
+from reclra_graph.passes.tape import Interrupted, Out, Rerun, Tape, draws_aside, tensors_in
 from reclra_graph.passes.twin import bare_twin
 
 _library: Any = torch.library.Library("reclra", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -61,13 +61,15 @@ def replay(
     """
     held = tape.unsized | _written_out(tape)
     player = _Player(tape, held)
+    aside = draws_aside(tape)
 
     class Replay(nn.Module):
         def replayed(self, *args: Any, **kwargs: Any) -> Any:
             state = dict(self.named_parameters()) | dict(self.named_buffers())
             with fx_traceback.preserve_node_meta():
                 results = player.run(*(state[key] for key in tape.keys), *tensors_in((args, kwargs)))
-            return pytree.tree_map(lambda leaf: results[leaf.index] if isinstance(leaf, Out) else leaf, tape.outputs)
+            outputs = pytree.tree_map(lambda leaf: results[leaf.index] if isinstance(leaf, Out) else leaf, tape.outputs)
+            return outputs, [player.drawn[node] for node in aside]  # torch.export drops what is no result
 
         forward = replayed  # stack traces begin at functions called forward: this one has no place in them
 
@@ -79,6 +81,7 @@ def replay(
     except Exception as error:  # an operator that has no functional form
         raise Interrupted(module_of(player.last)[0] if player.last else "") from error
     _take_places(program, {node.name: node for node in held})
+    _without_last_outputs(program, sum(len(tensors_in(node.meta["val"])) for node in aside))
     return program
 
 
@@ -89,11 +92,15 @@ class _Player(Rerun):
         super().__init__(tape.graph)
         self.held = held
         self.last: Node | None = None
+        self.drawn: dict[Node, Any] = {}
 
     def run_node(self, n: Node) -> Any:
         self.last = n
         if n not in self.held:
-            return super().run_node(n)
+            value = super().run_node(n)
+            if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
+                self.drawn[n] = value
+            return value
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         value = n.meta["val"]
         results = [value] if isinstance(value, Tensor) else list(value)
@@ -122,6 +129,16 @@ def _writes(node: Node, value: Node) -> bool:
         return False
     arguments = zip(node.target._schema.arguments, node.args, strict=False)
     return any(given is value and declared.is_write for declared, given in arguments)
+
+
+def _without_last_outputs(program: ExportedProgram, count: int) -> None:
+    """Take back the last results of a program; the operators that made them stay."""
+    if not count:
+        return
+    output = program.graph.output_node()
+    output.args = (tuple(output.args[0][:-count]),)
+    del program.graph_signature.output_specs[-count:]
+    program.graph_module.recompile()
 
 
 def _in_order(tensors: Iterator[Node]) -> Callable[[Node], Node]:

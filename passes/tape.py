@@ -259,15 +259,14 @@ def _empty(value: Tensor) -> Tensor:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
-def draws_aside(tape: Tape) -> bool:
-    """Whether random numbers were drawn of which only Python knows: a program cannot draw them."""
+def draws_aside(tape: Tape) -> list[Node]:
+    """Operators that draw random numbers which no result of the graph is made of: Python alone read them, or nobody.
+    What is drawn later depends on them all the same."""
     live: set[Node] = set()
-    random = []
+    aside: list[Node] = []
     for node in reversed(tape.graph.graph.nodes):
-        operator = node.target if isinstance(node.target, torch._ops.OpOverload) else None
-        if node.op == "output" or node in live or (operator and operator._schema.is_mutable):
+        if node.op == "output" or node in live:
             live.update(node.all_input_nodes)
-            live.add(node)
-        elif operator and torch.Tag.nondeterministic_seeded in operator.tags:
-            random.append(node)
-    return bool(random)
+        elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            aside.append(node)
+    return aside[::-1]

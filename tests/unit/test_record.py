@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,24 @@ def test_older_weight_norm_and_autocast() -> None:
 def test_layers_left_out_at_random_are_told() -> None:
     notes = record(models.Dropped(), (X,), {}).notes
     assert any("path taken in forward" in note for note in notes)
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), lambda: torch.empty(1).uniform_()])
+def test_numbers_that_python_alone_reads_are_drawn_all_the_same(draw: Callable[[], Tensor]) -> None:
+    """Behind them the dropout masks are the model's own."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.drop, self.last = nn.Linear(6, 6), nn.Dropout(), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if draw() >= 0:
+                x = self.first(x)
+            scores: Tensor = self.last(self.drop(x))
+            return scores
+
+    recorded_exactly(Net(), X)
 
 
 def test_a_script_module_is_recorded() -> None:
