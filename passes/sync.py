@@ -1,8 +1,8 @@
 """Queues of tasks → actions in host order: what lanes record and wait for, and what is copied between them.
 
 Before:  for every lane its tasks in order, and the order that tasks must keep.
-After:   Record and Wait wherever a value crosses lanes and the wait does not follow from an earlier one; Copy for values
-         that cross devices; one order for the host in which no Wait comes before its Record. Lane 0 waits for every
+After:   Record and Wait wherever a value crosses lanes and the wait does not follow from an earlier one; Copy for what
+         crosses devices; one order for the host in which no Wait comes before its Record. Lane 0 waits for every
          other lane at the end.
 """
 
