@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from reclra_graph.cli.bench import bench_app
+from reclra_graph.cli.search import search_command
 from reclra_graph.errors import Problem, ReclraError, UsageError
 from reclra_graph.options import FRONTENDS, LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
 
@@ -175,6 +176,7 @@ app = typer.Typer(
 )
 app.command("compile")(compile_command)
 app.command("explain")(explain_command)
+app.command("search")(search_command)
 app.add_typer(bench_app, name="bench")
 
 compile_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -61,6 +61,39 @@ def counted(total: int) -> Iterator[Callable[[int, int, dict[str, Any] | None, S
         yield show
 
 
+@contextmanager
+def trials(total: int) -> Iterator[Callable[[int, int, Any, int, float | None], None]]:
+    """A bar of the search's trials, with a line for each that ended, on standard error; silent without a terminal."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield lambda ended, total, row, step, best: None
+        return
+    columns = (
+        TextColumn("trial {task.completed}/{task.total}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total, now="")
+
+        def show(ended: int, total: int, row: Any, step: int, best: float | None) -> None:
+            found = "" if best is None else f", best {best:.4f}"
+            bar.update(task, completed=ended, now=Text(f"step {step}{found}"))
+            if row is not None:
+                error = "" if row.error is None else f" at {row.error:.4f}"
+                bar.console.print(Text(f"trial {row.number} {row.state}{error} {row.note}".rstrip()))
+
+        yield show
+
+
+def searched(text: str, files: Sequence[Path]) -> None:
+    """The table of a search, and the files that were written, on standard output."""
+    sys.stdout.write(text)
+    for path in files:
+        sys.stdout.write(f"written: {path}\n")
+
+
 def note(text: str) -> None:
     """A remark on standard error."""
     _console(stderr=True).print(Text(text))

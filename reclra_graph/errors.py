@@ -110,6 +110,8 @@ CODES: dict[str, tuple[str, str]] = {
     "RG805": ("zoo-memory-limit", "Give the model more memory with --memory."),
     "RG806": ("zoo-process-ended", "Run `python -m reclra_graph.bench.worker` on the model by itself; read its log."),
     "RG807": ("zoo-check-failed", "This is a bug in reclra-graph; please report it with the model."),
+    "RG901": ("search-extra-missing", "Install it: pip install 'reclra-graph[search]'."),
+    "RG902": ("another-search", "Give another folder with --out, or remove this one."),
 }
 
 

@@ -34,7 +34,8 @@ RANK = {
     "passes": 7,
     "api": 8,
     "bench": 9,
-    "cli": 10,
+    "search": 10,
+    "cli": 11,
 }
 
 
