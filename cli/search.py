@@ -32,6 +32,7 @@ def search_command(
     gamma: Annotated[str, typer.Option(help="Range LOW:HIGH, or one number.")] = "0.001:1",
     lr: Annotated[str, typer.Option(help="Range LOW:HIGH, or one number.")] = "0.003:1",
     gpus: Annotated[int, typer.Option(help="GPUs to schedule for.")] = DEFAULT.gpus,
+    device: Annotated[str, typer.Option(help="Device whose step time is predicted.")] = "cpu",
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = DEFAULT.loss,  # type: ignore[assignment]
     held_out: Annotated[float, typer.Option(help="Share of the samples that trials are judged by.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the draws, the synapses and the order of samples.")] = 0,
@@ -48,7 +49,7 @@ def search_command(
         with render.progress() as phase:
             phase("importing torch")
             work = _prepared(
-                model, data, steps, wirings, rules, beta, gamma, lr, gpus, loss, held_out, seed, inputs, out
+                model, data, steps, wirings, rules, beta, gamma, lr, gpus, device, loss, held_out, seed, inputs, out
             )
         with render.trials(trials) as progress:
             text, files = work(trials, progress)
@@ -62,11 +63,12 @@ def search_command(
 
 
 def _prepared(
-    model: str, data: Path, steps: int, wirings: str, rules: str, beta: str, gamma: str, lr: str, gpus: int, loss: str,
-    held_out: float, seed: int, inputs: list[str] | None, out: Path | None,
+    model: str, data: Path, steps: int, wirings: str, rules: str, beta: str, gamma: str, lr: str, gpus: int,
+    device: str, loss: str, held_out: float, seed: int, inputs: list[str] | None, out: Path | None,
 ) -> Callable[[int, Any], tuple[str, list[Path]]]:  # fmt: skip
     """Everything checked and read; what is left is to run the trials."""
     from reclra_graph import api
+    from reclra_graph.ir.device import find_device
     from reclra_graph.model_file import load_model, neighbours
     from reclra_graph.search import study
     from reclra_graph.search.samples import read_samples
@@ -77,8 +79,8 @@ def _prepared(
         return tuple(part.strip() for part in text.split(",") if part.strip())
 
     space = Space(parts(wirings), parts(rules), beta=span("beta", beta), gamma=span("gamma", gamma), lr=span("lr", lr))
-    fixed = {"gpus": gpus, "loss": loss}
-    problems = [*space.problems(), *api.make_options(seed=seed, **fixed).problems()]
+    fixed = {"gpus": gpus, "device": device, "loss": loss}
+    problems = [*space.problems(), *api.make_options(seed=seed, **fixed).problems(), *find_device(device)[1]]
     if steps < 1:
         problems.append(Problem("RG405", f"steps is {steps}", "--steps", "Give a whole number of at least 1."))
     if problems:

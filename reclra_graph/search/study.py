@@ -177,7 +177,7 @@ def table(rows: tuple[Row, ...], clock: str) -> str:
 
 def clock(step: CompiledStep) -> str:
     """The unit of a step's predicted time."""
-    return "ns" if getattr(step.plan, "device", None) else "units"
+    return "ns" if step.plan.device.clock == "ns" else "units"
 
 
 def stored(step: CompiledStep) -> int:
