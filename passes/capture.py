@@ -34,7 +34,7 @@ from reclra_graph.passes.places import first_line, user_line
 from reclra_graph.passes.quiet import hushed
 from reclra_graph.passes.record import record
 from reclra_graph.passes.translate import fixed, translate
-from reclra_graph.passes.twin import one_name_each, twin, undisturbed
+from reclra_graph.passes.twin import one_name_each, twin, undisturbed, with_caches
 from reclra_graph.structure import Path, arguments, identifier, label, replaced, tensors
 
 EXPORT, STATIC, RECORD = "export", "export, static batch", "record, one path"
@@ -96,7 +96,8 @@ def capture(
     if problems:
         raise ModelError(problems)
     call = _flat(model, args, dict(kwargs))
-    labels = _run_once(model, call)
+    labels, ran = _run_once(model, call)
+    model = with_caches(model, ran)
     rungs: tuple[tuple[str, Callable[[nn.Module, FlatCall], Traced | None]], ...] = (
         (EXPORT, _export_free),
         (STATIC, _export_static),
@@ -156,9 +157,9 @@ def _flat(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fl
     return FlatCall(args, kwargs, tuple(path for path, _ in found), tuple(names), values, batched)
 
 
-def _run_once(model: nn.Module, call: FlatCall) -> tuple[str, ...]:
+def _run_once(model: nn.Module, call: FlatCall) -> tuple[tuple[str, ...], nn.Module]:
     """Run a copy of the model: what it says of its inputs itself is clearer than what the tracer would say. Returns the
-    labels of its results."""
+    labels of its results, and the copy."""
     failure: Exception | None = None
     # Two samples are quicker where the batch is free; a model for one batch size wants the inputs as they are.
     for batch, grad in dict.fromkeys(((min(2, call.batch), False), (call.batch, False), (call.batch, True))):
@@ -166,8 +167,9 @@ def _run_once(model: nn.Module, call: FlatCall) -> tuple[str, ...]:
         try:
             # With derivatives, at last, for a forward() that takes one itself.
             with hushed(), torch.set_grad_enabled(grad), undisturbed():
-                result = twin(model)(*args, **kwargs)
-            return tuple(label(path) for path, _ in tensors(result))
+                copied = twin(model)
+                result = copied(*args, **kwargs)
+            return tuple(label(path) for path, _ in tensors(result)), copied
         except Exception as error:  # whatever user code raises becomes one coded error
             failure = error
     assert failure is not None

@@ -24,6 +24,26 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed).train()
 
 
+def with_caches(model: nn.Module, ran: nn.Module) -> nn.Module:
+    """The model, or a copy of it that holds the tables which ``ran``, a copy, made as it ran.
+
+    A buffer that forward() gives another shape, and that is not saved, is no state but a cache, made again wherever it
+    does not fit: in the copy it is a constant.
+    """
+    saved, shapes = set(model.state_dict()), {key: item.shape for key, item in model.named_buffers()}
+    remade = [key for key, item in ran.named_buffers() if key in shapes and key not in saved
+              and item.shape != shapes[key]]  # fmt: skip
+    if not remade:
+        return model
+    warm = copy.deepcopy(model)
+    for key in remade:
+        path, _, name = key.rpartition(".")
+        module = warm.get_submodule(path)
+        delattr(module, name)
+        setattr(module, name, ran.get_buffer(key).detach())
+    return warm
+
+
 class _Alias(nn.Module):
     """Another name of a module."""
 

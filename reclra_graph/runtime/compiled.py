@@ -73,7 +73,9 @@ class CompiledStep:
         for key, value in self.constants.items():
             if value.device != device:
                 self.constants[key] = value = value.to(device)
-            held.setdefault(key, value)
+            # A table that the model has not made yet, or has made for other inputs, is the step's own.
+            if key not in held or held[key].shape != value.shape:
+                held[key] = value
         return held
 
     def __call__(
