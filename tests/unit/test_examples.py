@@ -63,7 +63,7 @@ def test_example_runs_as_it_stands(root: Path, name: str, capsys: pytest.Capture
 
 def test_every_example_is_listed(root: Path) -> None:
     files = {path.stem for path in (root / "examples").glob("[!_]*.py")}
-    assert files == {*MODELS, "fashion_mnist"}
+    assert files == {*MODELS, "fashion_mnist", "vit", "gpt", "lstm", "unet"}
 
 
 def test_examples_use_the_public_api_only(root: Path) -> None:
