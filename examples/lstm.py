@@ -68,7 +68,7 @@ task = Task(
     loss=F.cross_entropy,
     error=error,
     options={"wiring": "flat", "beta": 0.1},
-    rates={"rec-LRA": (("", 0.1),), "last layer only": (("head", 0.3),), "backprop": (("", 0.1),)},
+    rates={"rec-LRA": (("head", 0.1), ("", 0.02)), "last layer only": (("head", 0.3),), "backprop": (("", 0.1),)},
     batch=50,
     epochs=8,
 )
