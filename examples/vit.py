@@ -56,7 +56,7 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images [B, 1, 28, 28] to scores [B, classes], by way of 16 patches of 7×7 pixels."""
 
-    def __init__(self, classes: int = 10, width: int = 64, heads: int = 4, depth: int = 2) -> None:
+    def __init__(self, classes: int = 10, width: int = 32, heads: int = 4, depth: int = 2) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, width, kernel_size=7, stride=7)
         self.positions = nn.Parameter(0.02 * torch.randn(1, 16, width))
@@ -74,7 +74,7 @@ class ViT(nn.Module):
 
 
 def build_model() -> ViT:
-    """Two blocks of width 64 for ten classes; the last layer starts at zero."""
+    """Two blocks of width 32 for ten classes; the last layer starts at zero."""
     model = ViT()
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
@@ -104,7 +104,7 @@ task = Task(
     loss=F.cross_entropy,
     error=error,
     options={"wiring": "flat", "beta": 0.1},
-    rates={"rec-LRA": (("head", 0.03), ("", 0.01)), "last layer only": (("head", 0.03),), "backprop": (("", 0.03),)},
+    rates={"rec-LRA": (("head", 0.02), ("", 0.01)), "last layer only": (("head", 0.02),), "backprop": (("", 0.03),)},
     batch=50,
     epochs=4,
 )
