@@ -5,8 +5,10 @@
 It trains on Books I to X of the text in examples/data/paradise-lost; Books XI and XII are held out. Attention prefers
 what is near, by a slope for each head instead of a table of positions (Press et al., "Train Short, Test Long", 2022).
 Each character's error goes to every layer at that character's own place in the text ("token" synapses); an error that
-attention should carry back to earlier characters does not get there, which is a limit of the wiring. What was
-measured stands in docs/results/examples-gpt.json.
+attention should carry back to earlier characters does not get there, which is a limit of the wiring.
+
+Measured (docs/results/examples-gpt.json): the held-out loss falls, a little below that of the last layer trained
+alone, and stays well above that of backprop.
 """
 
 from __future__ import annotations

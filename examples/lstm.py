@@ -4,8 +4,10 @@
 
 It trains on the 5,000 Fashion-MNIST images that travel with the examples; 1,000 others are held out. The compiler
 unrolls the recurrent layer: each of its 14 steps is a region, and the output's error comes to all of them over one
-error synapse that they share, not backwards through time. What was measured stands in docs/results/examples-
-lstm.json.
+error synapse that they share, not backwards through time.
+
+Measured (docs/results/examples-lstm.json): the held-out loss falls, far below that of the last layer trained alone,
+and stays above that of backprop.
 """
 
 from __future__ import annotations

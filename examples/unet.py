@@ -5,7 +5,10 @@
 The pictures are the Fashion-MNIST images that travel with the examples, 5,000 for training and 1,000 held out, dimmed
 and covered with noise. Each pixel is nothing, or part of a top, of trousers or a dress, of a shoe, or of a bag: the
 place can be seen near by, the kind only from the whole. The output's error goes to every layer at its own place in
-the picture ("channel" synapses). What was measured stands in docs/results/examples-unet.json.
+the picture ("channel" synapses).
+
+Measured (docs/results/examples-unet.json): the held-out loss falls, below that of the last layer trained alone, and
+stays above that of backprop.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def examples(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("name", SHAPES)
 def test_is_a_model_file(examples: Path, name: str) -> None:
     loaded = load_model(str(examples / f"{name}.py"))
-    assert loaded.model(*loaded.args).shape == SHAPES[name]
+    assert loaded.model(*loaded.example_inputs).shape == SHAPES[name]
 
 
 @pytest.mark.parametrize("name", SHAPES)
