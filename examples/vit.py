@@ -2,8 +2,11 @@
 
     python examples/vit.py --compare
 
-It trains on the 5,000 images that travel with the examples; 1,000 others are held out. What was measured stands in
-docs/results/examples-vit.json.
+It trains on the 5,000 images that travel with the examples; 1,000 others are held out. The last layer reads every
+patch.
+
+Measured (docs/results/examples-vit.json): the held-out loss falls as far as that of the last layer trained alone, no
+further: on these few images the two blocks add nothing that the last layer can use. Backprop gets lower.
 """
 
 from __future__ import annotations
