@@ -104,11 +104,14 @@ example_inputs = (torch.zeros(16, LENGTH, dtype=torch.long),)
 def read_text(path: Path = TEXT) -> str:
     """The poem. Raises ReclraError: RG703 where the file cannot be opened, RG704 where it is damaged."""
     try:
-        return gzip.decompress(path.read_bytes()).decode("ascii")
+        text = gzip.decompress(path.read_bytes()).decode("ascii")
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise rg.ReclraError(rg.Problem("RG704", f"is not this text, compressed by gzip: {error}", str(path))) from None
     except OSError as error:
         raise rg.ReclraError(rg.Problem("RG703", f"cannot be read: {error.strerror}", str(path))) from None
+    if "\nBook XI\n" not in text or not set(text) <= set(LETTERS):
+        raise rg.ReclraError(rg.Problem("RG704", "is not this text: Book XI is missing, or it has other letters", str(path)))
+    return text
 
 
 def samples() -> Samples:
