@@ -110,7 +110,7 @@ def read_text(path: Path = TEXT) -> str:
     except OSError as error:
         raise rg.ReclraError(rg.Problem("RG703", f"cannot be read: {error.strerror}", str(path))) from None
     if "\nBook XI\n" not in text or not set(text) <= set(LETTERS):
-        raise rg.ReclraError(rg.Problem("RG704", "is not this text: Book XI is missing, or it has other letters", str(path)))
+        raise rg.ReclraError(rg.Problem("RG704", "has no Book XI, or letters that the poem lacks", str(path)))
     return text
 
 
