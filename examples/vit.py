@@ -6,7 +6,7 @@ It trains on the 5,000 images that travel with the examples; 1,000 others are he
 patch.
 
 Measured (docs/results/examples-vit.json): the held-out loss falls as far as that of the last layer trained alone, no
-further: on these few images the two blocks add nothing that the last layer can use. Backprop gets lower.
+further: what the two blocks learn is of no use here. Backprop gets lower.
 """
 
 from __future__ import annotations
