@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,8 +17,37 @@ FRONTENDS = ("auto", "export", "record")
 OPTIMIZERS = ("sgd",)
 UPDATES = ("analytic", "local_vjp")
 
-Wiring: TypeAlias = str | tuple[str, ...]
-"""A wiring's name, or its edges such as ``("9->5", "5->4")``."""
+
+@dataclass(frozen=True)
+class Wired:
+    """A wiring that was read from a file.
+
+    ``place`` names the file. ``edges`` are ``"9->5"``; ``forms``, ``rules`` and ``shapes`` hold (edge, what the file says
+    of its synapse) where it says so. ``model`` is the digest of the regions that a plan.json was made for, or empty.
+    """
+
+    place: str
+    edges: tuple[str, ...]
+    forms: tuple[tuple[str, str], ...] = ()
+    rules: tuple[tuple[str, str], ...] = ()
+    shapes: tuple[tuple[str, tuple[int, int]], ...] = ()
+    model: str = ""
+
+
+Wiring: TypeAlias = str | tuple[str, ...] | Wired
+"""A wiring's name, its edges such as ``("9->5", "5->4")``, or what a file says."""
+
+_UNITS = {"": 1, "b": 1, **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+          **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}}  # fmt: skip
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
+
+
+def byte_count(text: int | str) -> int | str:
+    """``"2GiB"``, ``"512 MB"`` or a plain number as bytes; what cannot be read comes back as it is."""
+    found = _BYTES.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None or found.group(2).lower() not in _UNITS:
+        return text
+    return round(float(found.group(1)) * _UNITS[found.group(2).lower()])
 
 
 @dataclass(frozen=True)
@@ -25,8 +55,10 @@ class Options:
     """What ``rg.compile`` and ``reclra-compile`` take beside the model and its example inputs.
 
     gpus: lanes to schedule for (≥ 1). depth: longest error path in edges, or "auto". relays: region ids or module
-    paths that pass errors on, or None to choose. wiring: "auto", "flat", "chain", "blocks", or edges. rule: learning
-    rule of the error synapses. beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see
+    paths that pass errors on, or None to choose. wiring: "auto", "flat", "chain", "blocks", edges, or what a file
+    says. synapse_memory: bytes that all error synapses may take together; None: four times the parameters, or 256 MiB
+    where that is more, kept as far as dense and shared synapses can. gpu_memory: bytes that each GPU has for parameters,
+    activations, synapses and their updates; None: no limit. rule: learning rule of the error synapses. beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see
     ``reclra_graph.ir.wiring.Rates``. update: how regions learn, "analytic" where a closed form exists, or
     "local_vjp" everywhere but before step functions. strict: refuse local_vjp. lr: of the optimiser and of the
     synapses. seed: of the synapses.
@@ -41,6 +73,8 @@ class Options:
     depth: int | str = "auto"
     relays: tuple[int | str, ...] | None = None
     wiring: Wiring = "auto"
+    synapse_memory: int | None = None
+    gpu_memory: int | None = None
     rule: str = "eq6"
     beta: float = 0.1
     gamma: float = 0.01
@@ -86,6 +120,9 @@ class Options:
             )
         if isinstance(self.wiring, str) and self.wiring not in WIRINGS and "->" not in self.wiring:
             found.append(Problem("RG404", f"there is no wiring named {self.wiring!r}", "wiring"))
+        for name, budget in (("synapse_memory", self.synapse_memory), ("gpu_memory", self.gpu_memory)):
+            if budget is not None and (not _whole(budget) or budget < 1):
+                found.append(Problem("RG405", f"{name} is {budget!r}", name, 'Give bytes, such as "2GiB" or "512MiB".'))
         for name, value, allowed in (
             ("rule", self.rule, SYNAPSE_RULES),
             ("sign", self.sign, SIGNS),

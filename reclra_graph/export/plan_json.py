@@ -39,6 +39,7 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "version": VERSION,
         "model": graph.model,
         "digest": program.digest,
+        "regions_digest": plan.regions.digest,
         "frontend": graph.frontend,
         "notes": list(graph.notes),
         "batch": graph.batch,
@@ -56,6 +57,8 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "makespan": schedule.makespan,
         "makespan_one": chosen.makespan_one if chosen else None,
         "makespan_chain": chain.makespan if chain else None,
+        "clock": plan.clock,
+        "synapse_budget": plan.budget or None,
         "synapse_bytes": sum(edge.bytes for edge in plan.edges if not edge.shared),
         "rates": _rates(plan.rates),
         "regions": [_region(plan, region) for region in plan.regions.regions],
@@ -172,6 +175,8 @@ def _candidate(candidate: Candidate) -> dict[str, Json]:
         "bytes": candidate.bytes,
         "path": candidate.path,
         "chosen": candidate.chosen,
+        "forms": dict(candidate.forms),
+        "fits": candidate.fits,
     }
 
 

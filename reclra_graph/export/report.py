@@ -141,6 +141,16 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def duration(value: int, clock: str) -> str:
+    """A predicted time: a plain number in the unit-cost model, else ``"1.25 ms"``."""
+    if clock == "unit":
+        return str(value)
+    for unit, length in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if value >= length:
+            return f"{value / length:.4g} {unit}"
+    return f"{value} ns"
+
+
 def size(number: int) -> str:
     """Bytes for people: ``"1.5 MiB"``."""
     value = float(number)

@@ -42,8 +42,8 @@ class Edge:
 @register
 @dataclass(frozen=True)
 class Candidate:
-    """A wiring that was considered. ``makespan`` and ``makespan_one`` are in the unit-cost model (a target and an
-    update cost 1 each) on the GPUs asked for and on one."""
+    """A wiring that was considered. ``makespan`` and ``makespan_one`` are on the GPUs asked for and on one, in the plan's
+    clock: in the unit-cost model (a target and an update cost 1 each) or in nanoseconds."""
 
     name: str
     depth: int
@@ -54,6 +54,10 @@ class Candidate:
     path: int
     """Sum over all regions of the length of their error path, in edges."""
     chosen: bool = False
+    forms: tuple[tuple[str, int], ...] = ()
+    """(form, how many synapses have it), where forms were chosen under a budget."""
+    fits: bool = True
+    """Whether it holds the budgets asked for."""
 
 
 @register
@@ -120,6 +124,12 @@ class WiringPlan:
     candidates: tuple[Candidate, ...] = ()
     why: str = ""
     seed: int = 0
+    placement: tuple[tuple[int, int], ...] = ()
+    """(region, GPU) of every region; empty: the forward pass runs on lane 0."""
+    clock: str = "unit"
+    """What the makespans of the candidates count: ``"unit"`` or ``"ns"``."""
+    budget: int = 0
+    """Bytes that the synapses may take together, where that was asked for."""
 
     @cached_property
     def incoming(self) -> dict[int, tuple[Edge, ...]]:
