@@ -71,7 +71,7 @@ Action: TypeAlias = Run | Record | Wait | Copy | Free
 @register
 @dataclass(frozen=True)
 class Slot:
-    """When a group of tasks runs in the unit-cost model."""
+    """When a group of tasks runs, as predicted; in the schedule's ``clock``."""
 
     group: str
     lane: int
@@ -91,3 +91,7 @@ class Schedule:
     makespan: int
     waves: tuple[tuple[tuple[int, int], ...], ...] = ()
     """For each level of the wiring below the output: (region, lane) of the targets computed there."""
+    clock: str = "unit"
+    """What times count: ``"unit"`` (a target and an update cost 1 each) or ``"ns"``."""
+    peak: tuple[int, ...] = ()
+    """Predicted peak memory in bytes, at the example batch, of every device in order; empty where not predicted."""
