@@ -11,6 +11,7 @@ from __future__ import annotations
 import networkx as nx
 
 from reclra_graph.ir.regions import RegionGraph
+from reclra_graph.passes.trees import supported
 
 _SOURCE, _SINK = 0, -1
 _CUTS = 15
@@ -47,11 +48,7 @@ def narrow_cuts(regions: RegionGraph) -> tuple[int, ...]:
     """Regions of narrow cuts: the narrowest of all (a minimum vertex cut, weighted by units), then the narrowest
     before and behind it, and so on while they are narrower than what lies around them."""
     flow = _flow(regions)
-    inner = {
-        region.id
-        for region in regions.regions
-        if region.learns and region.id in flow and region.id not in regions.outputs
-    }
+    inner = {region.id for region in supported(regions)}
     found: list[int] = []
     waiting = [frozenset(inner)]
     cuts = 0

@@ -1,8 +1,8 @@
 """RegionGraph + costs → the wirings that are compared, and the one that wins.
 
 Before:  regions, what the user asked for, and costs.
-After:   for each wiring considered its edges and a ``Candidate``: makespan on the GPUs asked for, synapse memory, length
-         of its error paths. The smallest makespan wins among those that hold the budgets with the usual forms of
+After:   for each wiring considered its edges and a ``Candidate``: makespan on the GPUs asked for, synapse memory,
+         length of its error paths. The smallest makespan wins among those that hold the budgets with the usual forms of
          synapses, else among those that hold them with any; of equals the model's own relays, as in the paper's
          Figure 1, then less memory, then shorter paths.
 
@@ -21,10 +21,10 @@ from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.wiring import Candidate
 from reclra_graph.options import Options, Wired
+from reclra_graph.passes.best_schedule import best_makespan
 from reclra_graph.passes.bottlenecks import narrow_cuts, narrow_dominators
 from reclra_graph.passes.gpu_memory import Shares, room, shares
-from reclra_graph.passes.improve import Scored, Search
-from reclra_graph.passes.list_schedule import list_schedule, makespan
+from reclra_graph.passes.improve import Search
 from reclra_graph.passes.synapse_forms import OVER, Fitted, SynapseForms
 from reclra_graph.passes.trees import (
     Parents,
@@ -115,7 +115,7 @@ class Planner:
             named.name,
             max(level.values(), default=0),
             tuple(sorted({source for source, _ in named.pairs if source not in self.regions.outputs})),
-            makespan(list_schedule(jobs, self.options.gpus)),
+            best_makespan(jobs, self.options.gpus),
             sum(job.cost for job in jobs),
             fitted.bytes,
             sum(level.values()),
@@ -207,17 +207,15 @@ class Planner:
         unlike = {tuple(sorted(parents.items())): parents for parents in seeds}
         found = [item for item in (search.score(parents) for parents in unlike.values()) if item is not None]
         found.sort(key=lambda item: item.key)
-        starts = [search.improved(item) for item in found[:_STARTS]]
-        best: Scored | None = min(starts, key=lambda item: item.key, default=None)
-        if best is None:
-            return rows
-        named = Named("searched", pairs_of(self.regions, best.parents))
-        if named.pairs in [row.named.pairs for row in rows if row.named.eligible]:
-            return rows
-        # A search over trees alone knows nothing of the limit of each GPU: the row tells.
-        row = self.row(named, best.fitted)
-        better = all(row.key < other.key for other in rows)
-        return [row, *rows] if better else rows
+        for item in found[:_STARTS]:
+            search.improved(item)
+        known = [row.named.pairs for row in rows if row.named.eligible]
+        named = [Named("searched", pairs_of(self.regions, item.parents, search.ahead)) for item in search.best]
+        # Only the row knows the limit of each GPU, and the best schedule.
+        others = [self.row(item, best.fitted) for item, best in zip(named, search.best, strict=True)
+                  if item.pairs not in known]  # fmt: skip
+        row = min(others, key=lambda item: item.key, default=None)
+        return rows if row is None or any(other.key <= row.key for other in rows) else [row, *rows]
 
     def _parents(self, pairs: tuple[tuple[int, int], ...]) -> Parents:
         outputs = self.regions.outputs

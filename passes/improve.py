@@ -24,6 +24,7 @@ _JOBS = 300_000
 _DEADLINES = 12
 _NEAREST = 24
 _FEW = 12
+_KEPT = 8
 
 Key = tuple[int, int, int, int]
 """(forms needed, makespan, bytes, sum of path lengths): smaller is better."""
@@ -50,6 +51,8 @@ class Search:
     budget: int | None = None
     depth: int | None = None
     evaluations: int = 0
+    best: list[Scored] = field(default_factory=list)
+    """The best trees of all that were evaluated."""
     _work: dict[tuple[int, int, str], tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -129,8 +132,10 @@ class Search:
             return None
         self.evaluations += 1
         span = makespan(list_schedule(wiring_jobs(self.regions, fitted.edges, self.costs), self.gpus))
-        key = (fitted.rank, span, fitted.bytes, path)
-        return Scored(dict(parents), fitted, key) if best is None or key < best else None
+        scored = Scored(dict(parents), fitted, (fitted.rank, span, fitted.bytes, path))
+        if scored.parents not in [item.parents for item in self.best]:
+            self.best = sorted([*self.best, scored], key=lambda item: item.key)[:_KEPT]
+        return scored if best is None or scored.key < best else None
 
     # -- wirings by deadline ------------------------------------------------------------------------------------------
 
@@ -201,7 +206,7 @@ class Search:
         relays = [number for number in children if number != self.regions.output]
         for relay in sorted(relays):
             up = parents[relay]
-            yield {number: up for number in children[relay]}
+            yield dict.fromkeys(children[relay], up)
         few = len(self.members) <= _FEW
         singles = []
         for number in self._urgent(parents):

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from reclra_graph.ir.schedule import Lane, Schedule, Slot
 from reclra_graph.ir.tasks import Task, TaskGraph
+from reclra_graph.passes.best_schedule import best_schedule
 from reclra_graph.passes.frees import with_frees
-from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
+from reclra_graph.passes.list_schedule import Job, makespan
 from reclra_graph.passes.sync import host_order, synchronised
 
 
 def schedule(tasks: TaskGraph) -> Schedule:
     """The schedule for as many lanes as the plan has GPUs; lanes that stay empty are left out."""
     groups = _groups(tasks)
-    placed = list_schedule(_jobs(tasks, groups), tasks.plan.gpus)
+    placed = best_schedule(_jobs(tasks, groups), tasks.plan.gpus)
     slots = [Slot(name, item.lane, item.start, item.end) for name, item in placed.items()]
     slots.sort(key=lambda slot: (slot.start, slot.lane))
     queues: dict[int, list[Task]] = {0: list(groups["forward"])}

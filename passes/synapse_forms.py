@@ -61,7 +61,7 @@ class SynapseForms:
         return self.ladder(source, target)[0][0]
 
     def ladder(self, source: int, target: int) -> tuple[tuple[Edge, ...], int]:
-        """The edge in all its forms, richest first, each smaller than the one before, and how many of them are usual."""
+        """The edge in its forms, richest first, each smaller than the one before, and how many of them are usual."""
         found = self._ladders.get((source, target))
         if found is None:
             found = self._ladders[source, target] = self._forms(source, target)
@@ -90,12 +90,10 @@ class SynapseForms:
             return (self.edge(source, target, given),), 1
         first, second = self.regions.regions[source], self.regions.regions[target]
         shared = shared_form(first, second)
-        if shared and along(first, second):
+        large = not self.asked and first.units * second.units > self.options.synapse_entries
+        usual = ["dense", shared] if shared else ["dense"]
+        if shared and (large or along(first, second)):
             usual = [shared]
-        elif shared and not self.asked and first.units * second.units > self.options.synapse_entries:
-            usual = [shared]
-        else:
-            usual = ["dense", shared] if shared else ["dense"]
         edges = [self.edge(source, target, form) for form in usual]
         kept = [item for index, item in enumerate(edges) if all(item.bytes < other.bytes for other in edges[:index])]
         return tuple(kept), len(kept)

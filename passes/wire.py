@@ -9,7 +9,6 @@ After:   error edges from the output to every region that learns, each with its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.costs import Costs

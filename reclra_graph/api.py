@@ -84,7 +84,8 @@ def compile(  # named as torch.compile is
     model = plain_model(model)
     args, kwargs = called(example_inputs, example_kwargs)
     options = make_options(
-        gpus=gpus, depth=depth, relays=relays, wiring=wiring, synapse_memory=synapse_memory, gpu_memory=gpu_memory, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
+        gpus=gpus, depth=depth, relays=relays, wiring=wiring, synapse_memory=synapse_memory,
+        gpu_memory=gpu_memory, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
         synapse_entries=synapse_entries, frontend=frontend,

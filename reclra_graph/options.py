@@ -22,8 +22,8 @@ UPDATES = ("analytic", "local_vjp")
 class Wired:
     """A wiring that was read from a file.
 
-    ``place`` names the file. ``edges`` are ``"9->5"``; ``forms``, ``rules`` and ``shapes`` hold (edge, what the file says
-    of its synapse) where it says so. ``model`` is the digest of the regions that a plan.json was made for, or empty.
+    ``place`` names the file. ``edges`` are ``"9->5"``; ``forms``, ``rules`` and ``shapes`` hold (edge, what the file
+    says of its synapse) where it says so. ``model`` is the digest of the regions that a plan.json was made for, or empty.
     """
 
     place: str
@@ -57,9 +57,9 @@ class Options:
     gpus: lanes to schedule for (≥ 1). depth: longest error path in edges, or "auto". relays: region ids or module
     paths that pass errors on, or None to choose. wiring: "auto", "flat", "chain", "blocks", edges, or what a file
     says. synapse_memory: bytes that all error synapses may take together; None: four times the parameters, or 256 MiB
-    where that is more, kept as far as dense and shared synapses can. gpu_memory: bytes that each GPU has for parameters,
-    activations, synapses and their updates; None: no limit. rule: learning rule of the error synapses. beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see
-    ``reclra_graph.ir.wiring.Rates``. update: how regions learn, "analytic" where a closed form exists, or
+    where that is more, kept as far as dense and shared synapses can. gpu_memory: bytes that each GPU has for
+    parameters, activations, synapses and their updates; None: no limit. rule: learning rule of the error synapses.
+    beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see ``reclra_graph.ir.wiring.Rates``. update: how regions learn, "analytic" where a closed form exists, or
     "local_vjp" everywhere but before step functions. strict: refuse local_vjp. lr: of the optimiser and of the
     synapses. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",

@@ -42,8 +42,8 @@ class Edge:
 @register
 @dataclass(frozen=True)
 class Candidate:
-    """A wiring that was considered. ``makespan`` and ``makespan_one`` are on the GPUs asked for and on one, in the plan's
-    clock: in the unit-cost model (a target and an update cost 1 each) or in nanoseconds."""
+    """A wiring that was considered. ``makespan`` and ``makespan_one`` are on the GPUs asked for and on one, in the
+    plan's clock: in the unit-cost model (a target and an update cost 1 each) or in nanoseconds."""
 
     name: str
     depth: int
