@@ -92,7 +92,7 @@ class Planner:
         self.searches = options.wiring == "auto" and relays is None and (costs.clock != "unit" or self.limited)
 
     def choose(self) -> Choice:
-        """The best wiring. Raises ModelError (RG420) where none holds the budgets."""
+        """The best wiring. Raises ModelError (RG430) where none holds the budgets."""
         rows = [self.row(item) for item in self._named()]
         if self.searches and self.depth != 1 and supported(self.regions):
             rows = self._searched(rows)
@@ -234,12 +234,12 @@ class Planner:
         limit = self.options.gpu_memory
         if self.options.synapse_memory is not None and least.bytes > self.options.synapse_memory:
             cause = f"the error synapses take {exact(least.bytes)} at least, not {exact(self.options.synapse_memory)}"
-            return Problem("RG420", cause, "synapse_memory", f"Give synapse_memory {least.bytes} or more.")
+            return Problem("RG430", cause, "synapse_memory", f"Give synapse_memory {least.bytes} or more.")
         assert limit is not None
         need = min(shares(self.regions, item.edges, self.costs, self.options.gpus, limit).largest for item in fits)
         gpus = f"{self.options.gpus} GPU" + ("s" if self.options.gpus > 1 else "")
         cause = f"on {gpus} one holds {exact(need)} at least, not {exact(limit)}"
-        return Problem("RG420", cause, "gpu_memory", f"Give gpu_memory {need} or more, or more GPUs.")
+        return Problem("RG430", cause, "gpu_memory", f"Give gpu_memory {need} or more, or more GPUs.")
 
     def _why(self, winner: Row, rows: list[Row]) -> str:
         options, mine = self.options, winner.candidate

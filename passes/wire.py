@@ -26,7 +26,7 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     """The wiring plan; ``costs`` are those of the unit-cost model unless given.
 
     Raises ModelError with all that is wrong about depth, relays, edges, their forms and budgets (RG304, RG402 to RG408,
-    RG420, RG422, RG605).
+    RG430, RG432, RG605).
     """
     costs = unit_costs(regions) if costs is None else costs
     relays, problems = _relays(regions, options)
@@ -48,7 +48,8 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     return WiringPlan(
         regions, options.gpus, choice.row.named.name, winner.depth, winner.relays, edges, update, _rates(options),
         _losses(regions, options), choice.candidates, choice.why, options.seed,
-        placement=choice.row.share.placement, clock=costs.clock, budget=options.synapse_memory or 0,
+        costs.device, 0 if costs.clock == "unit" else costs.batch, choice.row.share.placement,
+        options.synapse_memory or 0,
     )  # fmt: skip
 
 

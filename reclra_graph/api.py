@@ -53,6 +53,7 @@ def compile(  # named as torch.compile is
     seed: int = 0,
     synapse_entries: int = 1 << 22,
     frontend: str = "auto",
+    device: str = "unit",
     progress: Callable[[str], None] | None = None,
 ) -> CompiledStep:
     """A training step for ``model`` without backpropagation. The model is not changed, only read.
@@ -77,6 +78,8 @@ def compile(  # named as torch.compile is
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
     frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
+    device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
+        (docs/architecture.md), or "unit", the paper's unit-cost model.
     progress: told the name of each pass as it starts.
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
@@ -88,7 +91,7 @@ def compile(  # named as torch.compile is
         gpu_memory=gpu_memory, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
-        synapse_entries=synapse_entries, frontend=frontend,
+        synapse_entries=synapse_entries, frontend=frontend, device=device,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)
@@ -96,7 +99,7 @@ def compile(  # named as torch.compile is
 
 def make_options(**given: Any) -> Options:
     """Options as the API takes them, in the frozen form that the passes read. Raises ModelError where a wiring's file
-    cannot be read (RG101, RG421)."""
+    cannot be read (RG101, RG431)."""
     relays, wiring, loss = given.get("relays"), given.get("wiring", "auto"), given.get("loss", "cross-entropy")
     given["relays"] = None if relays is None else tuple(relays)
     if isinstance(wiring, str):

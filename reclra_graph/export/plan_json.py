@@ -57,7 +57,7 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "makespan": schedule.makespan,
         "makespan_one": chosen.makespan_one if chosen else None,
         "makespan_chain": chain.makespan if chain else None,
-        "clock": plan.clock,
+        "clock": plan.device.clock,
         "synapse_budget": plan.budget or None,
         "synapse_bytes": sum(edge.bytes for edge in plan.edges if not edge.shared),
         "rates": _rates(plan.rates),
