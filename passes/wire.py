@@ -20,10 +20,11 @@ import networkx as nx
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
-from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan
+from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan, total_bytes
 from reclra_graph.options import Options
 from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
 from reclra_graph.passes.trees import block_wise, bottlenecks, chain, explicit, flat, grouped, relayed, supported
+from reclra_graph.rules.forms import asked_for, new_edge, pick
 from reclra_graph.rules.operators import STEPS, short
 
 
@@ -55,7 +56,7 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
             _sources(wiring.pairs, regions.outputs),
             makespan(list_schedule(jobs, options.gpus)),
             sum(job.cost for job in jobs),
-            sum(edge.bytes for edge in edges if not edge.shared),
+            total_bytes(regions, edges),
             sum(levels.values()),
         )
         key = (not wiring.eligible, candidate.makespan, not wiring.structural, candidate.bytes, candidate.path)
@@ -70,10 +71,11 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     if isinstance(options.depth, int) and options.depth != winner.depth:
         cause = f"depth {options.depth} was asked for, but {winner.name} wiring as given has depth {winner.depth}"
         raise ModelError(Problem("RG402", cause, "depth", "Leave out depth, or choose another wiring or other relays."))
+    why = "; ".join(filter(None, (_why(winner, wiring, candidates, options), asked_for(options, edges))))
     update = tuple((region.id, _update_rule(regions, region, options)) for region in regions.regions if region.learns)
     return WiringPlan(
         regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options),
-        _losses(regions, options), candidates, _why(winner, wiring, candidates, options), options.seed,
+        _losses(regions, options), candidates, why, options.seed,
     )  # fmt: skip
 
 
@@ -194,20 +196,13 @@ def _own_relays(regions: RegionGraph, depth: int) -> list[_Wiring]:
 
 
 def _edge(regions: RegionGraph, source: int, target: int, options: Options) -> Edge:
-    """An edge with the form of its synapse: over sequences position by position, else dense; shared over positions
-    where dense would be too large."""
-    first, second = regions.regions[source], regions.regions[target]
-    item = 8 if regions.graph.types[second.pre].dtype == "float64" else 4
-    shape, form = (second.units, first.units), "dense"
-    sequences = first.axis == second.axis == -1 and first.shape[:-1] == second.shape[:-1] and len(second.shape) > 1
-    if sequences or (shape[0] * shape[1] > options.synapse_entries and len(second.shape) > 1):
-        shape, form = (second.features, first.features), "token" if -1 in (first.axis, second.axis) else "channel"
-    return Edge(source, target, form, options.rule, shape, shape[0] * shape[1] * item)
+    """An edge with the form of its synapse."""
+    return new_edge(regions, source, target, pick(regions, source, target, options), options.rule)
 
 
 def _shared(regions: RegionGraph, edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
     """Edges to a layer that runs several times, each through the synapse of its first run."""
-    first: dict[tuple[int, tuple[str, ...], tuple[int, int], str], str] = {}
+    first: dict[tuple[int, tuple[str, ...], tuple[int, ...], str], str] = {}
     found = []
     for edge in edges:
         key = (edge.source, tuple(sorted(regions.regions[edge.target].parameters)), edge.shape, edge.form)

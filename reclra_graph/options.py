@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,6 +11,8 @@ from reclra_graph.errors import Problem
 
 WIRINGS = ("auto", "flat", "chain", "blocks")
 SYNAPSE_RULES = ("eq6", "fixed")
+FORMS = ("dense", "implicit", "lowrank(r)", "conv", "channel", "token")
+"""Forms of an error synapse; r is a whole number of at least 1."""
 SIGNS = ("descend", "printed")
 LOSSES = ("cross-entropy", "causal-lm", "mse", "bce-with-logits")
 FRONTENDS = ("auto", "export", "record")
@@ -31,8 +34,8 @@ class Options:
     "local_vjp" everywhere but before step functions. strict: refuse local_vjp. lr: of the optimiser and of the
     synapses. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
-    "token"). loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss)
-    pairs.
+    "token"). synapse: form of all error synapses that it fits, one of FORMS, or "auto".
+    loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss) pairs.
     label_smoothing, ignore_index, class_weights: of "cross-entropy" and "causal-lm", as torch has them. frontend: the
     rung of the capture ladder, "auto" for the first that works.
     """
@@ -55,6 +58,7 @@ class Options:
     strict: bool = False
     seed: int = 0
     synapse_entries: int = 1 << 22
+    synapse: str = "auto"
     output: str | None = None
     label_smoothing: float = 0.0
     ignore_index: int | None = None
@@ -98,6 +102,9 @@ class Options:
             if value not in allowed or isinstance(value, bool):
                 choices = ", ".join(repr(item) for item in allowed)
                 found.append(Problem("RG405", f"{name} is {value!r}", name, f"Choose one of {choices}."))
+        if self.synapse != "auto" and not known_form(self.synapse):
+            choices = ", ".join(repr(item) for item in ("auto", *FORMS))
+            found.append(Problem("RG405", f"synapse is {self.synapse!r}", "synapse", f"Choose one of {choices}."))
         numbers = (("beta", self.beta, True), ("gamma", self.gamma, False), ("lr", self.lr, False))
         for name, number, positive in numbers:
             if not _finite(number) or number < 0 or (positive and number == 0):
@@ -123,6 +130,17 @@ class Options:
         if self.strict and self.update == "local_vjp":
             found.append(Problem("RG304", "strict=True and update='local_vjp' exclude each other", "strict"))
         return tuple(found)
+
+
+def rank_of(form: str) -> int:
+    """r of the form ``lowrank(r)``; 0 for every other."""
+    found = re.fullmatch(r"lowrank\(([1-9][0-9]{0,8})\)", form)
+    return int(found[1]) if found else 0
+
+
+def known_form(form: object) -> bool:
+    """Whether there is such a form of an error synapse."""
+    return isinstance(form, str) and (form in FORMS or rank_of(form) > 0) and form != "lowrank(r)"
 
 
 def _finite(value: object) -> bool:
