@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from reclra_graph.ir.schedule import Action, Copy, Record, Run, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
+from reclra_graph.rules.forms import stored
 
 
 def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[str, int]) -> dict[int, list[Action]]:
@@ -40,7 +41,10 @@ def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[
         known_at[task.name] = dict(known[lane])
     recorded = {name for names in waits.values() for name in names}
     home = {name: lane_of[task.name] for task in tasks.tasks for name in task.writes if "[" not in name}
-    home.update({f"E[{edge.name}]": lane_of[f"target:{edge.target}"] for edge in tasks.plan.edges})
+    # An output's error is the loss's.
+    home.update(
+        {f"E[{item.name}]": lane_of.get(f"target:{item.region}", lane_of["loss"]) for item in stored(tasks.plan)}
+    )
     joined: dict[int, str] = {}
     for lane, queue in queues.items():
         if lane != 0 and known[0].get(lane, -1) < len(queue) - 1:

@@ -147,7 +147,7 @@ def new_edge(regions: RegionGraph, source: int, target: int, form: str, rule: st
     return Edge(source, target, form, rule, size, own_bytes(form, size, item))
 
 
-def flops(regions: RegionGraph, edge: Edge) -> int:
+def work(regions: RegionGraph, edge: Edge) -> int:
     """Floating-point operations per sample of sending an error over an edge; its learning takes as many."""
     if rank_of(edge.form):
         return 2 * rank_of(edge.form) * sum(edge.shape)
@@ -155,7 +155,7 @@ def flops(regions: RegionGraph, edge: Edge) -> int:
     return 2 * prod(edge.shape) * prod(positions)
 
 
-def learned(plan: WiringPlan, edge: Edge) -> str:
+def what_learns(plan: WiringPlan, edge: Edge) -> str:
     """Name of the tensor that learns for an edge: E itself, B of a low-rank E = A B, or M_j of an implicit one."""
     if edge.form == "implicit":
         return plan.matrix_of[edge.name].name
