@@ -16,7 +16,7 @@ import typer
 
 from reclra_graph.cli.bench import bench_app
 from reclra_graph.errors import Problem, ReclraError, UsageError
-from reclra_graph.options import FRONTENDS, LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
+from reclra_graph.options import FORMS, FRONTENDS, LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
 
 if TYPE_CHECKING:
     from reclra_graph.model_file import LoadedModel
@@ -82,6 +82,9 @@ def compile_command(
     update: Annotated[str, typer.Option(help=f"How regions learn: {_one_of(UPDATES)}.")] = DEFAULT.update,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse derivatives inside regions (local_vjp).")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the error synapses.")] = DEFAULT.seed,
+    synapse: Annotated[
+        str, typer.Option(help=f"Form of the error synapses where it fits: auto, {_one_of(FORMS)}.")
+    ] = DEFAULT.synapse,
     inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="build/NAME")] = None,
     as_json: Json = False,
@@ -113,6 +116,7 @@ def compile_command(
         "update": update,
         "strict": strict,
         "seed": seed,
+        "synapse": synapse,
     }
 
     def work(phase: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None]]:

@@ -33,7 +33,7 @@ def compiled(
         "regions": [_region(region) | {"update": plan.update_of.get(region.id)} for region in plan.regions.regions],
         "edges": [edge.name for edge in plan.edges],
         "waves": [_lanes(wave) for wave in schedule.waves],
-        "synapse_bytes": sum(edge.bytes for edge in plan.edges if not edge.shared),
+        "synapse_bytes": plan.synapse_bytes,
         "prediction": {
             "model": MODEL_NOTE,
             "makespan": schedule.makespan,

@@ -79,7 +79,7 @@ class Search:
     def work(self, parent: int, child: int) -> tuple[int, int]:
         """(time of Eq. 3, time of Eq. 6) of the child's synapses, in their richest usual form."""
         costs = [
-            self._cost(source, child, self.forms.usual(source, child).form) for source in self.sources(parent, child)
+            self._cost(source, child, self.forms.usual(source, child)[0].form) for source in self.sources(parent, child)
         ]
         return sum(first for first, _ in costs), sum(second for _, second in costs)
 
@@ -151,7 +151,7 @@ class Search:
         """The tree whose synapses take the least memory in their smallest forms."""
 
         def least(number: int, parent: int) -> int:
-            return sum(self.forms.ladder(source, number)[0][-1].bytes for source in self.sources(parent, number))
+            return sum(self.forms.least(source, number) for source in self.sources(parent, number))
 
         return {
             number: min(self.choices[number], key=lambda parent: (least(number, parent), -parent))

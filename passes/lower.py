@@ -18,9 +18,11 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph, Ref, TensorType, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call, Task, TaskGraph
-from reclra_graph.ir.wiring import Edge, WiringPlan
+from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
+from reclra_graph.options import rank_of
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.names import value_names
+from reclra_graph.rules.forms import Convolution, convolution, stored, what_learns, work
 from reclra_graph.rules.operators import is_random, short
 from reclra_graph.rules.table import ERROR, carry, update
 
@@ -63,7 +65,10 @@ class _Lowering:
             for key in region.parameters if local else [item.parameter for item in region.updates]:
                 owners[key] = owners.get(key, 0) + 1
         self.tied = {f"P[{key}]" for key, count in owners.items() if count > 1}
-        self.tied |= {f"E[{edge.shared}]" for edge in self.plan.edges if edge.shared}
+        # What implicit synapses learn counts their runs already.
+        self.tied |= {f"E[{what_learns(self.plan, edge)}]" for edge in self.plan.edges
+                      if edge.shared and edge.form != "implicit"}  # fmt: skip
+        self.sent: dict[str, str] = {}
 
     def result(self) -> TaskGraph:
         late = self._bookkeeping()
@@ -233,6 +238,17 @@ class _Lowering:
             calls.append(Call("rules.layout.cast", (Ref(error), self._synapse_dtype), (), (name,), (None,)))
             error = name
         self.sampled[region.id] = error
+        for item in self._matrices(region.id):
+            kind, units = self._type(region), (item.units,)
+            name = self.sent[item.name] = self.namer.new(f"s{region.id}")
+            made = TensorType((kind.shape[0], *units), self._synapse_dtype) if region.layout.plain else None
+            args = (Ref(error), Ref(f"E[{item.name}]"), region.shape, units)
+            calls.append(Call("rules.synapse.dense_displace", args, (), (name,), (made,)))
+
+    def _matrices(self, source: int) -> list[Matrix]:
+        """The matrices that learn in place of the implicit synapses that leave a region."""
+        edges = self.plan.outgoing.get(source, ())
+        return list(dict.fromkeys(self.plan.matrix_of[edge.name] for edge in edges if edge.name in self.plan.matrix_of))
 
     @property
     def _synapse_dtype(self) -> str:
@@ -247,7 +263,7 @@ class _Lowering:
         h, z, y = self.names[region.pre], self.names[region.post], self.namer.new(f"y{number}")
         chain = tuple(self._link(region, place) for place in range(len(region.activation)))
         edges = self.plan.incoming[number]
-        flops = sum(2 * prod(edge.shape) for edge in edges)
+        flops = sum(work(self.plan.regions, edge) for edge in edges)
         if self._at_once(region):
             (edge,) = edges
             source = self.regions[edge.source]
@@ -304,15 +320,34 @@ class _Lowering:
             if first != displacement:
                 calls.append(Call("rules.layout.cast", (Ref(first), kind.dtype), (), (displacement,), (kind,)))
         self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
-        flops = sum(2 * prod(edge.shape) for edge in edges)
+        flops = sum(work(self.plan.regions, edge) for edge in edges)
         self._add(f"displace:{number}", "displace", number, f"target:{number}", calls, 0, flops)
         return displacement
 
     def _displace(self, edge: Edge, result: str, kind: TensorType | None) -> Call:
         source, target = self.regions[edge.source], self.regions[edge.target]
-        axes = (source.axis, target.axis) if edge.form == "token" else ()
-        args = (Ref(self.sampled[edge.source]), Ref(f"E[{edge.synapse}]"), source.shape, target.shape, *axes)
-        return Call(f"rules.synapse.{edge.form}_displace", args, (), (result,), (kind,))
+        e, synapse = Ref(self.sampled[edge.source]), Ref(f"E[{edge.synapse}]")
+        name, args = f"rules.synapse.{edge.form}_displace", (e, synapse, source.shape, target.shape)
+        if edge.form == "implicit":
+            matrix = self.plan.matrix_of.get(edge.name)
+            name, args = (
+                "rules.implicit.displace",
+                (Ref(self.sent[matrix.name]) if matrix else e, synapse, target.shape),
+            )
+        elif rank_of(edge.form):
+            factors = (Ref(f"E[{edge.synapse}.A]"), Ref(f"E[{edge.synapse}.B]"))
+            name, args = "rules.synapse.lowrank_displace", (e, *factors, source.shape, target.shape)
+        elif edge.form == "conv":
+            form = self._convolution(edge)
+            args = (e, synapse, form.stride, form.padding, form.output_padding, form.dilation, form.groups)
+        elif edge.form == "token":
+            args = (*args, source.axis, target.axis)
+        return Call(name, args, (), (result,), (kind,))
+
+    def _convolution(self, edge: Edge) -> Convolution:
+        found = convolution(self.plan.regions, edge.source, edge.target)
+        assert found is not None, edge
+        return found
 
     def _link(self, region: Region, place: int) -> Argument:
         """One operator of φ as data: target, arguments with ``Ref("_")`` for what comes before, keyword arguments."""
@@ -338,11 +373,19 @@ class _Lowering:
             self._optimise(f"optimise:{number}", region, f"update:{number}", learned)
         calls, learned, flops = [], [], 0
         for edge in self.plan.incoming.get(number, ()):
-            if edge.rule == "eq6":
+            if edge.rule == "eq6" and edge.form != "implicit":
                 delta = self.namer.new(f"dE_{edge.source}_{edge.target}")
                 calls.append(self._synapse(edge, delta))
-                self._owned(f"E[{edge.synapse}]", delta, learned)
-                flops += 2 * prod(edge.shape)
+                self._owned(f"E[{what_learns(self.plan, edge)}]", delta, learned)
+                flops += work(self.plan.regions, edge)
+        for item in self._matrices(number):
+            delta = self.namer.new(f"dM{number}")
+            kind = (TensorType((item.units, item.units), self._synapse_dtype),)
+            rate = (Ref("gamma"), Ref("B"), self.plan.rates.sign == "descend")
+            args = (Ref(self.sent[item.name]), Ref(self.sampled[number]), *rate, region.shape, item.runs)
+            calls.append(Call("rules.synapse.matrix_eq6", args, (), (delta,), kind))
+            learned.append((f"E[{item.name}]", delta))
+            flops += 2 * item.units**2
         if calls:
             # A group of its own: it runs on the lane that owns the synapses, wherever the weights are updated.
             self._add(f"synapses:{number}", "synapse", number, f"synapses:{number}", calls, 0, flops)
@@ -443,6 +486,14 @@ class _Lowering:
         rate = (Ref("gamma"), Ref("B"), self.plan.rates.sign == "descend")
         if edge.form == "dense" and source.units <= _FEW:
             return Call("rules.synapse.dense_eq6_few", (synapse, e, *rate, source.shape), (), (delta,), kind)
+        if rank_of(edge.form):
+            right = f"E[{edge.synapse}.B]"
+            kind = (TensorType((rank_of(edge.form), source.units), self._synapse_dtype),)
+            return Call("rules.synapse.lowrank_eq6", (Ref(right), e, *rate, source.shape), (), (delta,), kind)
+        if edge.form == "conv":
+            form, d = self._convolution(edge), Ref(self.moved[edge.name])
+            rest = (prod(source.shape[1:]), form.stride, form.padding, form.dilation, form.groups)
+            return Call("rules.synapse.conv_eq6", (d, e, synapse, *rate, *rest), (), (delta,), kind)
         first = Ref(self.moved[edge.name]) if edge.form == "dense" else synapse
         axes = (source.axis, target.axis) if edge.form == "token" else ()
         args = (first, e, *rate, source.shape, target.shape, *axes)
@@ -451,10 +502,11 @@ class _Lowering:
     def _tied(self) -> None:
         """What has several contributions learns from their sum, once all regions that use it are done; a synapse on the
         lane that owns it."""
-        types = {f"P[{item.key}]": item.type for item in self.graph.parameters}
-        for edge in self.plan.edges:
-            types[f"E[{edge.name}]"] = TensorType(edge.shape, self._type(self.regions[edge.target]).dtype)
-        lanes = {f"E[{edge.name}]": edge.target for edge in self.plan.edges}
+        types = {f"P[{held.key}]": held.type for held in self.graph.parameters}
+        lanes = {}
+        for item in stored(self.plan):
+            types[f"E[{item.name}]"] = TensorType(item.shape, self._type(self.regions[item.region]).dtype)
+            lanes[f"E[{item.name}]"] = item.region
         for number, (store, deltas) in enumerate(sorted(self.shared.items()), start=1):
             total = self.namer.new(f"dS{number}")
             calls = [

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from reclra_graph.ir.schedule import Action, Copy, Record, Run, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
+from reclra_graph.rules.forms import stored
 
 Clock = dict[int, int]
 """For every other lane, how far it has certainly come: the place of its last task that is known to be done."""
@@ -29,7 +30,10 @@ def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[
     waits, joined = fewest_waits(names, tasks.edges)
     recorded = {name for found in (*waits.values(), joined) for name in found}
     home = {name: lane_of[task.name] for task in tasks.tasks for name in task.writes if "[" not in name}
-    home.update({f"E[{edge.name}]": lane_of[f"target:{edge.target}"] for edge in tasks.plan.edges})
+    # An output's error is the loss's.
+    home.update(
+        {f"E[{item.name}]": lane_of.get(f"target:{item.region}", lane_of["loss"]) for item in stored(tasks.plan)}
+    )
     result: dict[int, list[Action]] = {}
     for lane, queue in queues.items():
         actions = result.setdefault(lane, [])

@@ -9,7 +9,6 @@ After:   error edges from the output to every region that learns, each with its 
 
 from __future__ import annotations
 
-
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
@@ -19,6 +18,7 @@ from reclra_graph.passes.choose import Planner
 from reclra_graph.passes.costs import unit_costs
 from reclra_graph.passes.trees import supported
 from reclra_graph.passes.wired import model_problems
+from reclra_graph.rules.forms import asked_for
 from reclra_graph.rules.operators import STEPS, short
 
 
@@ -44,10 +44,11 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     if isinstance(options.depth, int) and options.depth != winner.depth:
         cause = f"depth {options.depth} was asked for, but {winner.name} wiring as given has depth {winner.depth}"
         raise ModelError(Problem("RG402", cause, "depth", "Leave out depth, or choose another wiring or other relays."))
+    why = "; ".join(filter(None, (choice.why, asked_for(options, edges))))
     update = tuple((region.id, _update_rule(regions, region, options)) for region in regions.regions if region.learns)
     return WiringPlan(
         regions, options.gpus, choice.row.named.name, winner.depth, winner.relays, edges, update, _rates(options),
-        _losses(regions, options), choice.candidates, choice.why, options.seed,
+        _losses(regions, options), choice.candidates, why, options.seed,
         costs.device, 0 if costs.clock == "unit" else costs.batch, choice.row.share.placement,
         options.synapse_memory or 0,
     )  # fmt: skip

@@ -40,7 +40,7 @@ def synapse_problems(regions: RegionGraph, options: Options, forms: SynapseForms
         if name in wrong:
             continue
         source, target = map(int, name.split("->"))
-        edge = forms.edge(source, target, given[name]) if name in given else forms.usual(source, target)
+        edge = forms.edge(source, target, given[name]) if name in given else forms.usual(source, target)[0]
         if shape != edge.shape:
             cause = f"edge {name} has the shape {shape}; {edge.form} needs {edge.shape}"
             found.append(Problem("RG432", cause, wired.place))

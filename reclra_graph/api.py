@@ -52,6 +52,7 @@ def compile(  # named as torch.compile is
     strict: bool = False,
     seed: int = 0,
     synapse_entries: int = 1 << 22,
+    synapse: str = "auto",
     frontend: str = "auto",
     device: str = "unit",
     progress: Callable[[str], None] | None = None,
@@ -77,6 +78,8 @@ def compile(  # named as torch.compile is
     optimizer, lr: of ``step(x, target)``.
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
+    synapse: form of every error synapse that it fits: "dense", "implicit" (dense, but made anew from a seed wherever it
+        is used), "lowrank(r)", "conv", "channel" or "token"; the others, and all with "auto", as said above.
     frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
     device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
         (docs/architecture.md), or "unit", the paper's unit-cost model.
@@ -91,7 +94,7 @@ def compile(  # named as torch.compile is
         gpu_memory=gpu_memory, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
-        synapse_entries=synapse_entries, frontend=frontend, device=device,
+        synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, device=device,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)

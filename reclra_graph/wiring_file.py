@@ -83,10 +83,10 @@ class _Reader:
             self._wrong(f"{json.dumps(item)} is not an edge", where)
 
     def _shape(self, name: str, shape: object, where: str) -> None:
-        if isinstance(shape, list) and len(shape) == 2 and all(_whole(size) for size in shape):
-            self.said["shape"][name] = (shape[0], shape[1])
+        if isinstance(shape, list) and len(shape) >= 2 and all(_whole(size) for size in shape):
+            self.said["shape"][name] = tuple(shape)
         else:
-            self._wrong(f"the shape of {name} is {json.dumps(shape)}, not two sizes", where)
+            self._wrong(f"the shape of {name} is {json.dumps(shape)}, not two sizes or more", where)
 
     def _forms(self, forms: object) -> None:
         if not isinstance(forms, dict):

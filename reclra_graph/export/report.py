@@ -9,7 +9,7 @@ from reclra_graph.export.coverage import coverage
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Schedule
-from reclra_graph.ir.wiring import Edge, WiringPlan
+from reclra_graph.ir.wiring import Edge, WiringPlan, matrix_bytes
 
 MODEL_NOTE = "unit-cost model: a target and an update cost 1 each; the forward pass is not counted"
 
@@ -168,8 +168,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _synapse(form: str, shape: tuple[int, int]) -> str:
-    return f"{form} {shape[0]}x{shape[1]}"
+def _synapse(form: str, shape: tuple[int, ...]) -> str:
+    return f"{form} {'x'.join(map(str, shape))}"
 
 
 def _model(program: StepProgram, plan: WiringPlan) -> Iterator[str]:
@@ -242,5 +242,8 @@ def _candidates(plan: WiringPlan) -> Iterator[str]:
 def _memory(plan: WiringPlan) -> Iterator[str]:
     held = {edge.name: f"that of {edge.shared}" if edge.shared else size(edge.bytes) for edge in plan.edges}
     rows = [(edge.name, _synapse(edge.form, edge.shape), edge.rule, held[edge.name]) for edge in plan.edges]
-    rows.append(("total", "", "", size(sum(edge.bytes for edge in plan.edges if not edge.shared))))
+    for item in dict.fromkeys(plan.matrix_of.values()):
+        common = f"{item.units}x{item.units} (what implicit synapses learn)"
+        rows.append((item.name, common, "eq6", size(matrix_bytes(plan.regions, item))))
+    rows.append(("total", "", "", size(plan.synapse_bytes)))
     yield from table(("synapse", "shape", "rule", "memory"), rows)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
+from reclra_graph.rules.forms import stored
 from reclra_graph.verify.order import HappensBefore, conflicts
 
 
@@ -123,8 +124,9 @@ def _frees(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
 def _copies(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
     """A value made on one lane and read on another is copied there first: the lanes may be on different GPUs."""
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    loss = lane_of.get("loss", 0)  # an output's error is the loss's
     made = {name: lane_of.get(task.name, 0) for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
-    made.update({f"E[{edge.name}]": lane_of.get(f"target:{edge.target}", 0) for edge in schedule.tasks.plan.edges})
+    made.update({f"E[{item.name}]": lane_of.get(f"target:{item.region}", loss) for item in stored(schedule.tasks.plan)})
     brought: set[tuple[str, int]] = set()
     writers = {name: task.name for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
     for index, action in enumerate(schedule.actions):

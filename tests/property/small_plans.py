@@ -10,6 +10,7 @@ from math import prod
 from random import Random
 
 from reclra_graph.ir.costs import Costs
+from reclra_graph.ir.device import DEVICES
 from reclra_graph.ir.operators import Input, Operator, OperatorGraph, Output, Parameter, Ref, TensorType
 from reclra_graph.ir.regions import Region, RegionGraph, Update
 
@@ -83,7 +84,20 @@ def random_costs(random: Random, regions: RegionGraph) -> RandomCosts:
     target, update = (tuple(random.randint(1, 50) for _ in range(count)) for _ in range(2))
     nothing = (0,) * count
     scale = random.choice((0.002, 0.01, 0.05))
-    return RandomCosts("ns", 1, nothing, target, update, nothing, nothing, scale, random.randint(0, 3))
+    device = DEVICES["cpu"]
+    return RandomCosts(
+        device,
+        "ns",
+        1,
+        nothing,
+        target,
+        update,
+        nothing,
+        nothing,
+        nothing,
+        per_entry=scale,
+        kernel=random.randint(0, 3),
+    )
 
 
 # -- the exhaustive search --------------------------------------------------------------------------------------------
