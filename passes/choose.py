@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.export.report import duration, size
+from reclra_graph.export.report import size
 from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.wiring import Candidate
@@ -268,7 +268,7 @@ class Planner:
         return said
 
     def _time(self, value: int) -> str:
-        return duration(value, self.costs.clock)
+        return self.costs.device.shown(value)
 
 
 def exact(count: int) -> str:

@@ -103,16 +103,24 @@ def wave_lines(schedule: Schedule) -> Iterator[str]:
         yield f"wave {number} on {count(len(lanes), 'lane')}   " + "   ".join(parts)
 
 
+def model_note(plan: WiringPlan) -> str:
+    """Which model predicted times come from."""
+    if plan.device.clock == "unit":
+        return MODEL_NOTE
+    return f"cost model of the device {plan.device.name} for a batch of {plan.batch}; the forward pass is not counted"
+
+
 def prediction_lines(schedule: Schedule) -> Iterator[str]:
     """Predicted times and speed-ups, labelled with the model they come from."""
     plan = schedule.tasks.plan
-    yield f"({MODEL_NOTE})"
-    yield f"makespan on {count(plan.gpus, 'GPU')}: {schedule.makespan}"
+    shown = plan.device.shown
+    yield f"({model_note(plan)})"
+    yield f"makespan on {count(plan.gpus, 'GPU')}: {shown(schedule.makespan)}"
     one, chain = baselines(plan)
     if one is not None:
-        yield f"same wiring on one GPU: {one}, so {ratio(one, schedule.makespan)} as fast"
+        yield f"same wiring on one GPU: {shown(one)}, so {ratio(one, schedule.makespan)} as fast"
     if chain is not None:
-        yield f"chain wiring on {count(plan.gpus, 'GPU')}: {chain}, so {ratio(chain, schedule.makespan)} as fast"
+        yield f"chain wiring on {count(plan.gpus, 'GPU')}: {shown(chain)}, so {ratio(chain, schedule.makespan)} as fast"
 
 
 def second_lines(seconds: Sequence[tuple[str, float]]) -> Iterator[str]:
@@ -139,16 +147,6 @@ def ratio(before: int, after: int) -> str:
 def count(number: int, noun: str) -> str:
     """``"1 lane"``, ``"2 lanes"``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(value: int, clock: str) -> str:
-    """A predicted time: a plain number in the unit-cost model, else ``"1.25 ms"``."""
-    if clock == "unit":
-        return str(value)
-    for unit, length in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
-        if value >= length:
-            return f"{value / length:.4g} {unit}"
-    return f"{value} ns"
 
 
 def size(number: int) -> str:
@@ -224,8 +222,8 @@ def _candidates(plan: WiringPlan) -> Iterator[str]:
             candidate.name,
             str(candidate.depth),
             ", ".join(map(str, candidate.relays)) or "-",
-            str(candidate.makespan),
-            str(candidate.makespan_one),
+            plan.device.shown(candidate.makespan),
+            plan.device.shown(candidate.makespan_one),
             size(candidate.bytes),
             str(candidate.path),
         )
