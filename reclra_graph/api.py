@@ -14,7 +14,7 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.export.plan_json import read_plan
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
-from reclra_graph.ir.text import digest, from_text
+from reclra_graph.ir.text import from_text
 from reclra_graph.options import Options
 from reclra_graph.passes.pipeline import compile_model
 from reclra_graph.runtime.compiled import CompiledStep
@@ -50,6 +50,7 @@ def compile(  # named as torch.compile is
     seed: int = 0,
     synapse_entries: int = 1 << 22,
     frontend: str = "auto",
+    device: str = "unit",
     progress: Callable[[str], None] | None = None,
 ) -> CompiledStep:
     """A training step for ``model`` without backpropagation. The model is not changed, only read.
@@ -71,6 +72,8 @@ def compile(  # named as torch.compile is
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
     frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
+    device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
+        (docs/architecture.md), or "unit", the paper's unit-cost model.
     progress: told the name of each pass as it starts.
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
@@ -81,7 +84,7 @@ def compile(  # named as torch.compile is
         gpus=gpus, depth=depth, relays=relays, wiring=wiring, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
-        synapse_entries=synapse_entries, frontend=frontend,
+        synapse_entries=synapse_entries, frontend=frontend, device=device,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)
@@ -121,7 +124,7 @@ def load(directory: str | Path, model: nn.Module) -> CompiledStep:
     if not isinstance(timetable, Schedule) or not isinstance(saved, dict):
         raise ModelError(Problem("RG702", "schedule.txt holds no schedule, or synapses.pt no synapses", str(folder)))
     verify(timetable)
-    stamp = digest(timetable)
+    stamp = timetable.digest
     if read_plan(plan).digest != stamp:
         raise ModelError(Problem("RG702", "plan.json and schedule.txt are not of the same plan", str(folder)))
     step = CompiledStep(model, StepProgram(timetable, source, (), stamp), constants)

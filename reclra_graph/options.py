@@ -34,7 +34,8 @@ class Options:
     "token"). loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss)
     pairs.
     label_smoothing, ignore_index, class_weights: of "cross-entropy" and "causal-lm", as torch has them. frontend: the
-    rung of the capture ladder, "auto" for the first that works.
+    rung of the capture ladder, "auto" for the first that works. device: what costs are those of, by a name of
+    ``reclra_graph.ir.device.DEVICES`` or a JSON file; "unit" is the paper's unit-cost model.
     """
 
     gpus: int = 1
@@ -60,6 +61,7 @@ class Options:
     ignore_index: int | None = None
     class_weights: tuple[float, ...] = ()
     frontend: str = "auto"
+    device: str = "unit"
 
     @property
     def loss_labels(self) -> tuple[str, ...]:
