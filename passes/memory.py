@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from reclra_graph.ir.operators import OPAQUE, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Run
+from reclra_graph.passes.calls import sized
 from reclra_graph.runtime.probe import probed
 
 _WITHOUT_DATA = (NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -64,7 +65,7 @@ def predicted_peak(program: StepProgram, batch: int) -> tuple[int, ...]:
         for label, (shape, kind, *_) in module.TARGETS.items()
     }
 
-    class Lanes(module.Lanes):  # type: ignore[misc, name-defined]
+    class Lanes(module.Lanes):  # type: ignore[misc]
         """Lanes that copy between devices which are not there."""
 
         def here(self, value: Tensor) -> Tensor:
@@ -80,11 +81,11 @@ def predicted_peak(program: StepProgram, batch: int) -> tuple[int, ...]:
     return tuple(held.peak[device] for device in sorted(held.peak))
 
 
-class _Held(TorchDispatchMode):
+class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage from when an operator makes it until nothing refers to it any more."""
 
     def __init__(self, devices: list[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = dict.fromkeys(devices, 0)
         self.peak = dict.fromkeys(devices, 0)
         self.current = devices[0]
@@ -131,7 +132,7 @@ class _Held(TorchDispatchMode):
 
     def _count(self, value: Tensor, device: int) -> None:
         storage = value.untyped_storage()
-        address = storage._cdata
+        address = int(storage._cdata)
         if address in self.home:
             return
         size = storage.nbytes()
@@ -146,14 +147,9 @@ class _Held(TorchDispatchMode):
 
 
 def _address(value: Tensor) -> int:
-    return value.untyped_storage()._cdata
+    return int(value.untyped_storage()._cdata)
 
 
 def _meta(kind: TensorType, batch: int) -> Tensor:
-    sizes = [size if isinstance(size, int) else _sized(size, batch) for size in kind.shape]
+    sizes = [sized(size, batch) for size in kind.shape]
     return torch.empty(sizes, dtype=getattr(torch, kind.dtype), device="meta")
-
-
-def _sized(size: str, batch: int) -> int:
-    """``"B"`` or ``"4*B"`` as a number."""
-    return batch * int(size.strip("B*") or 1)
