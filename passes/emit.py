@@ -18,7 +18,6 @@ from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Call, Task
-from reclra_graph.ir.text import digest
 from reclra_graph.passes import template
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
 from reclra_graph.passes.target_types import target_types
@@ -33,7 +32,7 @@ _WITH_CONSTANTS = '{**model.state_dict(), **torch.load("constants.pt", weights_o
 
 def emit(schedule: Schedule) -> StepProgram:
     """The program of a schedule, with the line on which each task starts."""
-    stamp = digest(schedule)
+    stamp = schedule.digest
     head = _head(schedule, stamp)
     body, lines = _body(schedule, len(head.splitlines()))
     return StepProgram(schedule, head + body, lines, stamp)

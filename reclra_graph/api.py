@@ -14,7 +14,7 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.export.plan_json import read_plan
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
-from reclra_graph.ir.text import digest, from_text
+from reclra_graph.ir.text import from_text
 from reclra_graph.options import Options, byte_count
 from reclra_graph.passes.pipeline import compile_model
 from reclra_graph.runtime.compiled import CompiledStep
@@ -144,7 +144,7 @@ def load(directory: str | Path, model: nn.Module) -> CompiledStep:
     if not isinstance(timetable, Schedule) or not isinstance(saved, dict):
         raise ModelError(Problem("RG702", "schedule.txt holds no schedule, or synapses.pt no synapses", str(folder)))
     verify(timetable)
-    stamp = digest(timetable)
+    stamp = timetable.digest
     if read_plan(plan).digest != stamp:
         raise ModelError(Problem("RG702", "plan.json and schedule.txt are not of the same plan", str(folder)))
     step = CompiledStep(model, StepProgram(timetable, source, (), stamp), constants)
