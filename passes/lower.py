@@ -19,10 +19,11 @@ from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph,
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
-from reclra_graph.options import rank_of
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.names import value_names
-from reclra_graph.rules.forms import Convolution, convolution, stored, what_learns, work
+from reclra_graph.passes.synapse_calls import FEW, displaced, matrix_learned, sent_on
+from reclra_graph.passes.synapse_calls import learned as learned_by
+from reclra_graph.rules.forms import stored, what_learns, work
 from reclra_graph.rules.operators import is_random, short
 from reclra_graph.rules.table import ERROR, carry, update
 
@@ -33,8 +34,6 @@ _LOSSES = {
     "bce-with-logits": "bce_with_logits",
 }
 
-# Up to this many units of the source, E (e eᵀ) is less work than d eᵀ for any usual batch.
-_FEW = 32
 # From this many units of a region on, writing its displacement down costs more than the product that makes it.
 _LARGE = 2048
 
@@ -239,11 +238,9 @@ class _Lowering:
             error = name
         self.sampled[region.id] = error
         for item in self._matrices(region.id):
-            kind, units = self._type(region), (item.units,)
             name = self.sent[item.name] = self.namer.new(f"s{region.id}")
-            made = TensorType((kind.shape[0], *units), self._synapse_dtype) if region.layout.plain else None
-            args = (Ref(error), Ref(f"E[{item.name}]"), region.shape, units)
-            calls.append(Call("rules.synapse.dense_displace", args, (), (name,), (made,)))
+            kind = TensorType((self._type(region).shape[0], item.units), self._synapse_dtype)
+            calls.append(sent_on(self.plan, item, error, name, kind if region.layout.plain else None))
 
     def _matrices(self, source: int) -> list[Matrix]:
         """The matrices that learn in place of the implicit synapses that leave a region."""
@@ -294,7 +291,7 @@ class _Lowering:
     def _at_once(self, region: Region) -> bool:
         """Whether a target needs no displacement of its own: a large map that hears from one source with few units."""
         edges = self.plan.incoming[region.id]
-        few = len(edges) == 1 and edges[0].form == "dense" and self.regions[edges[0].source].units <= _FEW
+        few = len(edges) == 1 and edges[0].form == "dense" and self.regions[edges[0].source].units <= FEW
         alike = self._type(region).dtype == self._type(self.regions[self.plan.regions.output]).dtype
         return few and region.units >= _LARGE and region.layout.plain and alike
 
@@ -307,7 +304,7 @@ class _Lowering:
         plain = plain and kind.dtype == self._synapse_dtype
         arrived = displacement if plain else self.namer.new(f"d{number}_samples")
         moved = [arrived if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
-        calls = [self._displace(edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
+        calls = [self._displaced(edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
         if not single:
             total = kind if plain else None
             calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (arrived,), (total,)))
@@ -324,30 +321,10 @@ class _Lowering:
         self._add(f"displace:{number}", "displace", number, f"target:{number}", calls, 0, flops)
         return displacement
 
-    def _displace(self, edge: Edge, result: str, kind: TensorType | None) -> Call:
-        source, target = self.regions[edge.source], self.regions[edge.target]
-        e, synapse = Ref(self.sampled[edge.source]), Ref(f"E[{edge.synapse}]")
-        name, args = f"rules.synapse.{edge.form}_displace", (e, synapse, source.shape, target.shape)
-        if edge.form == "implicit":
-            matrix = self.plan.matrix_of.get(edge.name)
-            name, args = (
-                "rules.implicit.displace",
-                (Ref(self.sent[matrix.name]) if matrix else e, synapse, target.shape),
-            )
-        elif rank_of(edge.form):
-            factors = (Ref(f"E[{edge.synapse}.A]"), Ref(f"E[{edge.synapse}.B]"))
-            name, args = "rules.synapse.lowrank_displace", (e, *factors, source.shape, target.shape)
-        elif edge.form == "conv":
-            form = self._convolution(edge)
-            args = (e, synapse, form.stride, form.padding, form.output_padding, form.dilation, form.groups)
-        elif edge.form == "token":
-            args = (*args, source.axis, target.axis)
-        return Call(name, args, (), (result,), (kind,))
-
-    def _convolution(self, edge: Edge) -> Convolution:
-        found = convolution(self.plan.regions, edge.source, edge.target)
-        assert found is not None, edge
-        return found
+    def _displaced(self, edge: Edge, result: str, kind: TensorType | None) -> Call:
+        matrix = self.plan.matrix_of.get(edge.name)
+        sent = self.sent[matrix.name] if matrix else ""
+        return displaced(self.plan, edge, self.sampled[edge.source], sent, result, kind)
 
     def _link(self, region: Region, place: int) -> Argument:
         """One operator of φ as data: target, arguments with ``Ref("_")`` for what comes before, keyword arguments."""
@@ -375,15 +352,14 @@ class _Lowering:
         for edge in self.plan.incoming.get(number, ()):
             if edge.rule == "eq6" and edge.form != "implicit":
                 delta = self.namer.new(f"dE_{edge.source}_{edge.target}")
-                calls.append(self._synapse(edge, delta))
+                e, d = self.sampled[edge.source], self.moved.get(edge.name, "")
+                calls.append(learned_by(self.plan, edge, e, d, delta, self._type(region).dtype))
                 self._owned(f"E[{what_learns(self.plan, edge)}]", delta, learned)
                 flops += work(self.plan.regions, edge)
         for item in self._matrices(number):
             delta = self.namer.new(f"dM{number}")
-            kind = (TensorType((item.units, item.units), self._synapse_dtype),)
-            rate = (Ref("gamma"), Ref("B"), self.plan.rates.sign == "descend")
-            args = (Ref(self.sent[item.name]), Ref(self.sampled[number]), *rate, region.shape, item.runs)
-            calls.append(Call("rules.synapse.matrix_eq6", args, (), (delta,), kind))
+            e, sent = self.sampled[number], self.sent[item.name]
+            calls.append(matrix_learned(self.plan, item, e, sent, delta, self._synapse_dtype))
             learned.append((f"E[{item.name}]", delta))
             flops += 2 * item.units**2
         if calls:
@@ -477,27 +453,6 @@ class _Lowering:
         kind = self.graph.types.get(value)
         calls.append(Call(call.function, self._placed(call.args, error), (), (result,), (kind,)))
         return result
-
-    def _synapse(self, edge: Edge, delta: str) -> Call:
-        """γ d eᵀ of Eq. 6 for one edge, in the direction that is subtracted from E."""
-        source, target = self.regions[edge.source], self.regions[edge.target]
-        kind = (TensorType(edge.shape, self._type(target).dtype),)
-        e, synapse = Ref(self.sampled[edge.source]), Ref(f"E[{edge.synapse}]")
-        rate = (Ref("gamma"), Ref("B"), self.plan.rates.sign == "descend")
-        if edge.form == "dense" and source.units <= _FEW:
-            return Call("rules.synapse.dense_eq6_few", (synapse, e, *rate, source.shape), (), (delta,), kind)
-        if rank_of(edge.form):
-            right = f"E[{edge.synapse}.B]"
-            kind = (TensorType((rank_of(edge.form), source.units), self._synapse_dtype),)
-            return Call("rules.synapse.lowrank_eq6", (Ref(right), e, *rate, source.shape), (), (delta,), kind)
-        if edge.form == "conv":
-            form, d = self._convolution(edge), Ref(self.moved[edge.name])
-            rest = (prod(source.shape[1:]), form.stride, form.padding, form.dilation, form.groups)
-            return Call("rules.synapse.conv_eq6", (d, e, synapse, *rate, *rest), (), (delta,), kind)
-        first = Ref(self.moved[edge.name]) if edge.form == "dense" else synapse
-        axes = (source.axis, target.axis) if edge.form == "token" else ()
-        args = (first, e, *rate, source.shape, target.shape, *axes)
-        return Call(f"rules.synapse.{edge.form}_eq6", args, (), (delta,), kind)
 
     def _tied(self) -> None:
         """What has several contributions learns from their sum, once all regions that use it are done; a synapse on the

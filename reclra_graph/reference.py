@@ -188,8 +188,10 @@ class _Step:
                 delta = delta * self.plan.matrix_of[edge.name].runs
         elif edge.form == "conv":
             form = self._convolution(edge)
-            rest = (prod(source.shape[1:]), form.stride, form.padding, form.dilation, form.groups)
-            delta = synapse.conv_eq6(d, e, self.synapses[name], *rate, *rest)
+            delta = synapse.conv_eq6(
+                d, e, self.synapses[name], *rate, prod(source.shape[1:]), form.stride, form.padding, form.dilation,
+                form.groups,
+            )  # fmt: skip
         else:
             learn = getattr(synapse, f"{edge.form}_eq6")
             first = d if edge.form == "dense" else self.synapses[name]
