@@ -8,7 +8,7 @@ After:   the list schedule; where it is longer than the lower bound and there ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from reclra_graph.passes.list_schedule import Job, Placed, list_schedule, lower_bound, makespan
 
@@ -109,9 +109,3 @@ class _Search:
         open_lanes = [lane for time, lane in free if time <= start]
         near = self.placed.get(self.near[index])
         return near.lane if near is not None and near.lane in open_lanes else min(open_lanes)
-
-
-def best_makespan(jobs: Sequence[Job], lanes: int) -> int:
-    """The makespan of the best schedule that is known."""
-    placed: Mapping[str, Placed] = best_schedule(jobs, lanes)
-    return makespan(placed)

@@ -21,7 +21,6 @@ from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.wiring import Candidate
 from reclra_graph.options import Options, Wired
-from reclra_graph.passes.best_schedule import best_makespan
 from reclra_graph.passes.bottlenecks import narrow_cuts, narrow_dominators
 from reclra_graph.passes.gpu_memory import Shares, room, shares
 from reclra_graph.passes.improve import Search
@@ -39,7 +38,7 @@ from reclra_graph.passes.trees import (
     supported,
 )
 from reclra_graph.passes.wired import synapse_problems
-from reclra_graph.passes.wiring_jobs import levels, wiring_jobs
+from reclra_graph.passes.wiring_jobs import levels, step_time
 
 _STARTS = 3
 
@@ -92,7 +91,7 @@ class Planner:
         self.searches = options.wiring == "auto" and relays is None and (costs.clock != "unit" or self.limited)
 
     def choose(self) -> Choice:
-        """The best wiring. Raises ModelError (RG430) where none holds the budgets."""
+        """The best wiring. Raises ModelError (RG440) where none holds the budgets."""
         rows = [self.row(item) for item in self._named()]
         if self.searches and self.depth != 1 and supported(self.regions):
             rows = self._searched(rows)
@@ -110,13 +109,12 @@ class Planner:
         if self.options.gpu_memory is not None:
             fitted, share = self._within(named, fitted)
         level = levels(self.regions.outputs, named.pairs)
-        jobs = wiring_jobs(self.regions, fitted.edges, self.costs)
         candidate = Candidate(
             named.name,
             max(level.values(), default=0),
             tuple(sorted({source for source, _ in named.pairs if source not in self.regions.outputs})),
-            best_makespan(jobs, self.options.gpus),
-            sum(job.cost for job in jobs),
+            step_time(self.regions, fitted.edges, self.costs, self.options.gpus),
+            step_time(self.regions, fitted.edges, self.costs, 1),
             fitted.bytes,
             sum(level.values()),
         )
@@ -234,12 +232,12 @@ class Planner:
         limit = self.options.gpu_memory
         if self.options.synapse_memory is not None and least.bytes > self.options.synapse_memory:
             cause = f"the error synapses take {exact(least.bytes)} at least, not {exact(self.options.synapse_memory)}"
-            return Problem("RG430", cause, "synapse_memory", f"Give synapse_memory {least.bytes} or more.")
+            return Problem("RG440", cause, "synapse_memory", f"Give synapse_memory {least.bytes} or more.")
         assert limit is not None
         need = min(shares(self.regions, item.edges, self.costs, self.options.gpus, limit).largest for item in fits)
         gpus = f"{self.options.gpus} GPU" + ("s" if self.options.gpus > 1 else "")
         cause = f"on {gpus} one holds {exact(need)} at least, not {exact(limit)}"
-        return Problem("RG430", cause, "gpu_memory", f"Give gpu_memory {need} or more, or more GPUs.")
+        return Problem("RG440", cause, "gpu_memory", f"Give gpu_memory {need} or more, or more GPUs.")
 
     def _why(self, winner: Row, rows: list[Row]) -> str:
         options, mine = self.options, winner.candidate

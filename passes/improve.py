@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 
 from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import RegionGraph
-from reclra_graph.passes.list_schedule import list_schedule, makespan
 from reclra_graph.passes.synapse_forms import Fitted, SynapseForms
 from reclra_graph.passes.trees import Parents, pairs_of, reachable, supported
-from reclra_graph.passes.wiring_jobs import edge_cost, wiring_jobs
+from reclra_graph.passes.wiring_jobs import edge_cost, step_time
 
-_EVALUATIONS = 3000
-_JOBS = 300_000
+_EVALUATIONS = 1500
+_JOBS = 120_000
 _DEADLINES = 12
 _NEAREST = 24
 _FEW = 12
@@ -113,7 +112,7 @@ class Search:
             last = max(costs.update[number], learned.get(number, 0))
             longest = max(longest, done[number] + last)
             work += target + costs.update[number] + learned.get(number, 0)
-        return max(longest, -(-work // self.gpus))
+        return sum(costs.forward) + max(longest, -(-work // self.gpus))
 
     def path(self, parents: Parents) -> tuple[int, int]:
         """(sum over all regions of the length of their error path, the longest)."""
@@ -131,7 +130,7 @@ class Search:
         if best is not None and (fitted.rank, self.bound(parents, fitted), fitted.bytes, path) >= best:
             return None
         self.evaluations += 1
-        span = makespan(list_schedule(wiring_jobs(self.regions, fitted.edges, self.costs), self.gpus))
+        span = step_time(self.regions, fitted.edges, self.costs, self.gpus, quick=True)
         scored = Scored(dict(parents), fitted, (fitted.rank, span, fitted.bytes, path))
         if scored.parents not in [item.parents for item in self.best]:
             self.best = sorted([*self.best, scored], key=lambda item: item.key)[:_KEPT]

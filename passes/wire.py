@@ -26,7 +26,7 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     """The wiring plan; ``costs`` are those of the unit-cost model unless given.
 
     Raises ModelError with all that is wrong about depth, relays, edges, their forms and budgets (RG304, RG402 to RG408,
-    RG430, RG432, RG605).
+    RG440, RG442, RG605).
     """
     costs = unit_costs(regions) if costs is None else costs
     relays, problems = _relays(regions, options)

@@ -28,13 +28,13 @@ def synapse_problems(regions: RegionGraph, options: Options, forms: SynapseForms
     for name, rule in wired.rules:
         if rule not in SYNAPSE_RULES:
             cause = f"edge {name} has the unknown rule {rule!r}; there are {', '.join(map(repr, SYNAPSE_RULES))}"
-            found.append(Problem("RG432", cause, wired.place))
+            found.append(Problem("RG442", cause, wired.place))
     for name, form in given.items():
         source, target = map(int, name.split("->"))
         fit = forms.fitting(source, target)
         if not forms.fits(source, target, form):
             cause = f"edge {name} has the form {form!r}, which does not exist or does not fit; {', '.join(fit)} would"
-            found.append(Problem("RG432", cause, wired.place))
+            found.append(Problem("RG442", cause, wired.place))
     wrong = {problem.cause.split(" ")[1] for problem in found}
     for name, shape in wired.shapes:
         if name in wrong:
@@ -43,5 +43,5 @@ def synapse_problems(regions: RegionGraph, options: Options, forms: SynapseForms
         edge = forms.edge(source, target, given[name]) if name in given else forms.usual(source, target)[0]
         if shape != edge.shape:
             cause = f"edge {name} has the shape {shape}; {edge.form} needs {edge.shape}"
-            found.append(Problem("RG432", cause, wired.place))
+            found.append(Problem("RG442", cause, wired.place))
     return found

@@ -1,4 +1,11 @@
-"""Error edges → jobs for the list scheduler: what a step does behind its forward pass."""
+"""Error edges → jobs for the list scheduler, and what a step would take.
+
+Before:  edges with their forms, and costs.
+After:   jobs: a target for every region that an error reaches, with the displacements that it needs; an update for each
+         that learns; the learning of its synapses, where that takes time. In front of them all stands the forward pass,
+         which takes no time in the unit-cost model and runs on the first lane. Where hand-overs between devices take
+         time, jobs on other lanes wait for the values they read.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,8 @@ import networkx as nx
 from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.wiring import Edge
-from reclra_graph.passes.list_schedule import Job
+from reclra_graph.passes.best_schedule import best_schedule
+from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -33,9 +41,20 @@ def edge_cost(regions: RegionGraph, edge: Edge, costs: Costs) -> tuple[int, int]
     return costs.displace(*ends), costs.learn(*ends) if edge.rule != "fixed" else 0
 
 
+def step_time(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, gpus: int, quick: bool = False) -> int:
+    """The makespan of one step; ``quick``: by list scheduling alone."""
+    jobs = wiring_jobs(regions, edges, costs)
+    if gpus == 1:
+        return sum(costs.forward) + sum(job.cost for job in jobs)
+    if costs.transfer(1):
+        jobs = _handed_over(regions, edges, costs, jobs)
+        return makespan(list_schedule(jobs, gpus))
+    placed = list_schedule(jobs, gpus) if quick else best_schedule(jobs, gpus)
+    return sum(costs.forward) + makespan(placed)
+
+
 def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> list[Job]:
-    """A target for every region that an error reaches, with the displacements that it needs; an update for each that
-    learns; and the learning of its synapses, where that takes time."""
+    """The jobs behind the forward pass, where hand-overs are free."""
     incoming: dict[int, list[int]] = {}
     moved: dict[int, int] = {}
     learned: dict[int, int] = {}
@@ -69,3 +88,24 @@ def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> li
         if learned.get(number)
     ]
     return [*targets, *updates, *synapses]
+
+
+def _handed_over(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, jobs: Sequence[Job]) -> list[Job]:
+    """The same behind a forward pass on lane 0, and with what each job on another lane must fetch first: h and z for a
+    target, the region's inputs for an update, errors for both, the synapses themselves for their learning."""
+    read: dict[int, int] = {}
+    for source, target in regions.flow:
+        read[target] = read.get(target, 0) + costs.output_bytes[source]
+    held: dict[int, int] = {}
+    for edge in edges:
+        held[edge.target] = held.get(edge.target, 0) + edge.bytes
+    found = [Job("forward", sum(costs.forward), lane=0)]
+    for job in jobs:
+        kind, _, text = job.name.partition(":")
+        number = int(text)
+        own = {"target": 2 * costs.output_bytes[number], "update": read.get(number, 0)}.get(kind, held.get(number, 0))
+        errors = tuple(costs.transfer(costs.output_bytes[int(name.partition(":")[2])]) for name in job.after)
+        lane = 0 if job.name == f"target:{regions.output}" else None
+        transfer = (costs.transfer(own), *errors)
+        found.append(Job(job.name, job.cost, ("forward", *job.after), job.urgent, job.near, transfer, lane))
+    return found

@@ -104,7 +104,7 @@ def compile(  # named as torch.compile is
 
 def make_options(**given: Any) -> Options:
     """Options as the API takes them, in the frozen form that the passes read. Raises ModelError where a wiring's file
-    cannot be read (RG101, RG431)."""
+    cannot be read (RG101, RG441)."""
     relays, wiring, loss = given.get("relays"), given.get("wiring", "auto"), given.get("loss", "cross-entropy")
     given["relays"] = None if relays is None else tuple(relays)
     if isinstance(wiring, str):

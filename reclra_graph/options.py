@@ -63,8 +63,8 @@ class Options:
     where that is more, kept as far as dense and shared synapses can. gpu_memory: bytes that each GPU has for
     parameters, activations, synapses and their updates; None: no limit. rule: learning rule of the error synapses.
     beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see ``reclra_graph.ir.wiring.Rates``. update: how
-    regions learn, "analytic" where a closed form exists, or "local_vjp" everywhere but before step functions. strict: refuse local_vjp. lr: of the optimiser and of the
-    synapses. seed: of the synapses.
+    regions learn, "analytic" where a closed form exists, or "local_vjp" everywhere but before step functions. strict:
+    refuse local_vjp. lr: of the optimiser and of the synapses. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
     "token"). synapse: form of all error synapses that it fits, one of FORMS, or "auto".
     loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss) pairs.

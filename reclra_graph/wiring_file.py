@@ -17,7 +17,7 @@ def read_wiring(path: str | Path) -> Wired:
     """What a file says about the wiring, checked for its form but not yet against any model.
 
     Three forms: ``["9->5", [5, 4]]``; ``{"edges": [...], "forms": {"9->5": "channel"}}``; a plan.json, of which the
-    edges count, with the form, rule and shape of each. Raises ModelError: RG101 where there is no file, RG431 with
+    edges count, with the form, rule and shape of each. Raises ModelError: RG101 where there is no file, RG441 with
     everything that is wrong in it.
     """
     place = str(path)
@@ -26,9 +26,9 @@ def read_wiring(path: str | Path) -> Wired:
     except FileNotFoundError:
         raise ModelError(Problem("RG101", f"{place} does not exist", place)) from None
     except OSError as error:
-        raise ModelError(Problem("RG431", f"it cannot be read: {error.strerror}", place)) from None
+        raise ModelError(Problem("RG441", f"it cannot be read: {error.strerror}", place)) from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(Problem("RG431", f"it is not JSON: {error}", place)) from None
+        raise ModelError(Problem("RG441", f"it is not JSON: {error}", place)) from None
     return _Reader(place).read(data)
 
 
@@ -102,7 +102,7 @@ class _Reader:
                 self.said["form"][name] = form
 
     def _wrong(self, cause: str, where: str) -> None:
-        self.problems.append(Problem("RG431", cause, f"{self.place}{where}"))
+        self.problems.append(Problem("RG441", cause, f"{self.place}{where}"))
 
 
 def _whole(value: object) -> bool:

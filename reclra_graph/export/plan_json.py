@@ -59,7 +59,6 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "makespan": schedule.makespan,
         "makespan_one": chosen.makespan_one if chosen else None,
         "makespan_chain": chain.makespan if chain else None,
-        "clock": plan.device.clock,
         "synapse_budget": plan.budget or None,
         "synapse_bytes": plan.synapse_bytes,
         "rates": _rates(plan.rates),
@@ -177,7 +176,7 @@ def _candidate(candidate: Candidate) -> dict[str, Json]:
         "bytes": candidate.bytes,
         "path": candidate.path,
         "chosen": candidate.chosen,
-        "forms": dict(candidate.forms),
+        "forms": [{"form": form, "count": number} for form, number in candidate.forms],
         "fits": candidate.fits,
     }
 

@@ -35,6 +35,9 @@ class RandomCosts(Costs):
     ) -> int:
         return self.kernel + round(2 * self.per_entry * prod(source) * prod(target))
 
+    def transfer(self, size: int) -> int:
+        return 0
+
 
 def random_graph(random: Random, most: int = 8) -> RegionGraph:
     """A region graph of 3 to ``most`` regions with error neurons: a chain, or with skips and branches."""
