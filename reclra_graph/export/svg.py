@@ -6,7 +6,7 @@ from collections import Counter
 from html import escape
 from itertools import pairwise
 
-from reclra_graph.export.boxes import Picture, bytes_text, picture
+from reclra_graph.export.boxes import Picture, bytes_text, picture, time_text
 from reclra_graph.export.layout import BOX_HEIGHT, BOX_WIDTH, DOT, ENTRY, number
 from reclra_graph.export.lines import Line
 from reclra_graph.export.panels import size_text
@@ -147,12 +147,12 @@ def _header(schedule: Schedule, page: Page) -> tuple[str, list[str], float, floa
     for depth, many in sorted(counts.items()):
         words = f"error synapses, depth {depth}{' and more' if depth == DEEPEST else ''} ({many})"
         entries.append((depth, words))
-    memory = sum(edge.bytes for edge in plan.edges if not edge.shared)
+    memory = plan.synapse_bytes
     lanes = len(schedule.lanes)
     facts = (
         f"{len(plan.regions.sites)} regions · {plan.wiring} wiring, depth {plan.depth} · "
         f"{len(plan.edges)} error synapses, {bytes_text(memory)} · "
-        f"{lanes} lane{'s' if lanes != 1 else ''}, {schedule.makespan} time units · "
+        f"{lanes} lane{'s' if lanes != 1 else ''}, {time_text(schedule)} · "
         "r3 region · L1 lane that computes its target"
     )
     limit = max(page.width, 20 + 6.7 * len(facts))

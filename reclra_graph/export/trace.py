@@ -1,7 +1,7 @@
 """schedule.json: the predicted schedule in Chrome's trace event format, for Perfetto and chrome://tracing.
 
-A process is a device, a thread is a lane, and one unit of the unit-cost model (a target, or an update) is shown as
-1000 µs. Arrows are error edges whose two ends run on different lanes. The slots of one longest path carry
+A process is a device, a thread is a lane; times are in µs. One unit of the unit-cost model (a target, or an update) is
+shown as 1000 µs. Arrows are error edges whose two ends run on different lanes. The slots of one longest path carry
 ``"critical": true``.
 """
 
@@ -17,6 +17,8 @@ from reclra_graph.ir.tasks import Task
 UNIT = 1000
 """Microseconds shown for one unit of cost."""
 
+_UNIT_NOTE = "1 ms stands for one unit of the unit-cost model: a target and an update cost 1 each"
+
 # A group of tasks is coloured by the first of these kinds that it holds.
 _PRECEDENCE = ("target", "loss", "update", "forward", "error", "displace", "optimise", "buffer")
 
@@ -31,7 +33,9 @@ def trace_value(program: StepProgram) -> dict[str, Json]:
         "otherData": {
             "model": plan.regions.graph.model,
             "digest": program.digest,
-            "unit": "1 ms stands for one unit of the unit-cost model: a target and an update cost 1 each",
+            "unit": _UNIT_NOTE
+            if plan.device.clock == "unit"
+            else f"predicted for {plan.device.name}, batch {plan.batch}",
             "makespan": schedule.makespan,
         },
     }
@@ -84,6 +88,17 @@ def _metadata(name: str, process: int, thread: int, args: dict[str, Json]) -> Js
     return {"name": name, "ph": "M", "pid": process, "tid": thread, "args": args}
 
 
+def _micro(schedule: Schedule, cost: int) -> int | float:
+    """A cost in microseconds."""
+    return cost * UNIT if schedule.tasks.plan.device.clock == "unit" else cost / 1000
+
+
+def _middle(schedule: Schedule, slot: Slot) -> int | float:
+    """When half of a slot is over, in microseconds."""
+    both = _micro(schedule, slot.start + slot.end)
+    return both // 2 if isinstance(both, int) else both / 2
+
+
 def _slots(schedule: Schedule) -> list[Json]:
     device = {lane.id: lane.device for lane in schedule.lanes}
     critical = {(slot.group, slot.lane) for slot in critical_path(schedule)}
@@ -108,8 +123,8 @@ def _slots(schedule: Schedule) -> list[Json]:
                 "name": slot.group,
                 "cat": next((kind for kind in _PRECEDENCE if kind in kinds), "task"),
                 "ph": "X",
-                "ts": slot.start * UNIT,
-                "dur": (slot.end - slot.start) * UNIT,
+                "ts": _micro(schedule, slot.start),
+                "dur": _micro(schedule, slot.end - slot.start),
                 "pid": device[slot.lane],
                 "tid": slot.lane,
                 "args": args,
@@ -132,8 +147,8 @@ def _arrows(schedule: Schedule) -> list[Json]:
         number = len(events) // 2 + 1
         # A flow binds to the slice that encloses its time: the middle of a slot is inside it on every reader.
         for phase, slot, when in (
-            ("s", source, (source.start + source.end) * UNIT // 2),
-            ("f", target, (target.start + target.end) * UNIT // 2),
+            ("s", source, _middle(schedule, source)),
+            ("f", target, _middle(schedule, target)),
         ):
             event: dict[str, Json] = {
                 "name": edge.name,
