@@ -12,6 +12,7 @@ from reclra_graph.export.boxes import bytes_text
 from reclra_graph.export.gantt import gantt_svg
 from reclra_graph.export.page import SCRIPT, STYLE
 from reclra_graph.export.panels import size_text
+from reclra_graph.export.spans import time_text
 from reclra_graph.export.svg import DEEPEST, DEPTHS, DEPTHS_DARK, clip, draw
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Schedule
@@ -27,7 +28,7 @@ def plan_html(schedule: Schedule) -> str:
     facts = (
         f"{len(plan.regions.sites)} regions, {learning} of them learn · {plan.wiring} wiring, depth {plan.depth} · "
         f"{len(plan.edges)} error synapses, {memory} · {_count(len(schedule.lanes), 'lane')}, "
-        f"{_count(schedule.makespan, 'time unit')}"
+        f"{time_text(schedule, schedule.makespan)}"
     )
     options = "".join(
         f'<option value="{region.id}">r{region.id} {escape(clip(region.name or region.kind, 48))}</option>'
@@ -68,7 +69,8 @@ Enter holds one, Esc lets go.</span>
 from the output, and what it learns.</p></aside>
 <section aria-labelledby="lanes">
 <h2 id="lanes">Lanes over time</h2>
-<p class="hint">Targets filled, updates outlined; one time unit is one target or one update.</p>
+<p class="hint">Targets filled, updates outlined, waits hatched, copies grey; a line under a bar: it lies on one longest
+path. {_clock(schedule)}</p>
 <div class="wide" tabindex="0" role="region" aria-label="Lanes over time, scrolls">
 {gantt_svg(schedule)}
 </div>
@@ -82,6 +84,12 @@ from the output, and what it learns.</p></aside>
 </body>
 </html>
 """
+
+
+def _clock(schedule: Schedule) -> str:
+    if schedule.clock == "unit":
+        return "One time unit is one target or one update."
+    return f"Times are predicted for the device {escape(clip(schedule.tasks.plan.device.name, 40))}."
 
 
 def _count(number: int, noun: str) -> str:
