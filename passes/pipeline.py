@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from reclra_graph.errors import UsageError
@@ -15,6 +16,7 @@ from reclra_graph.ir.device import UNIT, Device, find_device
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import RegionGraph
+from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.options import Options
 from reclra_graph.passes.capture import capture
 from reclra_graph.passes.costs import batch_size, device_costs, unit_costs
@@ -23,6 +25,7 @@ from reclra_graph.passes.lower import lower
 from reclra_graph.passes.memory import with_peak
 from reclra_graph.passes.partition import partition
 from reclra_graph.passes.price import price
+from reclra_graph.passes.profile import measured_on, profile
 from reclra_graph.passes.schedule import schedule
 from reclra_graph.passes.wire import wire
 from reclra_graph.verify import verify
@@ -69,30 +72,39 @@ def compile_model(
     """
     device, unknown = find_device(options.device)
     problems = (*options.problems(), *unknown)
+    where = next((item.device for item in model.parameters()), torch.device("cpu"))
+    if options.profile and not problems:
+        device, problems = measured_on(device, where)
     if problems:
         raise UsageError(problems)
     clock = _Clock(progress)
     graph, constants = clock.run("capture", lambda: _captured(model, args, kwargs, options))
     regions = clock.run("partition", lambda: verify(partition(graph)))
     batch = batch_size(graph, args, kwargs)
-    priced = clock.run("costs", lambda: _costs(regions, options, device, batch))
-    plan = clock.run("wire", lambda: verify(wire(regions, options, priced)))
+
+    def priced(tasks: TaskGraph) -> TaskGraph:
+        return profile(tasks, device, where) if options.profile else price(tasks, device)
+
+    found = clock.run("costs", lambda: _costs(regions, options, device, batch, priced))
+    plan = clock.run("wire", lambda: verify(wire(regions, options, found)))
     tasks = clock.run("lower", lambda: verify(lower(plan)))
-    tasks = clock.run("price", lambda: price(tasks, device))
+    tasks = clock.run("price", lambda: verify(priced(tasks)))
     timetable = clock.run("schedule", lambda: verify(schedule(tasks)))
     program = clock.run("emit", lambda: verify(emit(timetable)))
     program = clock.run("memory", lambda: verify(with_peak(program, batch)))
     return Compilation(program, constants, tuple(clock.seconds.items()))
 
 
-def _costs(regions: RegionGraph, options: Options, device: Device, batch: int) -> Costs:
+def _costs(
+    regions: RegionGraph, options: Options, device: Device, batch: int, priced: Callable[[TaskGraph], TaskGraph]
+) -> Costs:
     """What each region costs, from its tasks in the flat wiring."""
     units = unit_costs(regions, batch)
     if device == UNIT:
         return units
     plain = replace(options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False)
     flat = replace(wire(regions, plain, units), device=device, batch=batch)
-    return device_costs(price(lower(flat), device))
+    return device_costs(priced(lower(flat)))
 
 
 def explain_model(

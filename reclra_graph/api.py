@@ -51,6 +51,7 @@ def compile(  # named as torch.compile is
     synapse_entries: int = 1 << 22,
     frontend: str = "auto",
     device: str = "unit",
+    profile: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> CompiledStep:
     """A training step for ``model`` without backpropagation. The model is not changed, only read.
@@ -73,7 +74,8 @@ def compile(  # named as torch.compile is
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
     frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
     device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
-        (docs/architecture.md), or "unit", the paper's unit-cost model.
+        (docs/architecture.md), or "unit", the paper's unit-cost model. profile: measure costs on the model's own device
+        instead; what was measured is kept in the user's cache folder.
     progress: told the name of each pass as it starts.
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
@@ -84,7 +86,7 @@ def compile(  # named as torch.compile is
         gpus=gpus, depth=depth, relays=relays, wiring=wiring, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
-        synapse_entries=synapse_entries, frontend=frontend, device=device,
+        synapse_entries=synapse_entries, frontend=frontend, device=device, profile=profile,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)

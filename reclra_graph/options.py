@@ -35,7 +35,8 @@ class Options:
     pairs.
     label_smoothing, ignore_index, class_weights: of "cross-entropy" and "causal-lm", as torch has them. frontend: the
     rung of the capture ladder, "auto" for the first that works. device: what costs are those of, by a name of
-    ``reclra_graph.ir.device.DEVICES`` or a JSON file; "unit" is the paper's unit-cost model.
+    ``reclra_graph.ir.device.DEVICES`` or a JSON file; "unit" is the paper's unit-cost model. profile: measure
+    costs on this machine, instead of taking them from the device's numbers.
     """
 
     gpus: int = 1
@@ -62,6 +63,7 @@ class Options:
     class_weights: tuple[float, ...] = ()
     frontend: str = "auto"
     device: str = "unit"
+    profile: bool = False
 
     @property
     def loss_labels(self) -> tuple[str, ...]:

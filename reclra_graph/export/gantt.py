@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
+from reclra_graph.export.boxes import time_text
 from reclra_graph.export.layout import number
-from reclra_graph.export.spans import Span, spans, time_text
+from reclra_graph.export.spans import Span, spans
 from reclra_graph.export.svg import DEEPEST
 from reclra_graph.ir.schedule import Schedule, Slot
 
@@ -25,7 +26,7 @@ def gantt_svg(schedule: Schedule) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" class="rg-gantt" role="group" aria-labelledby="rg-gt rg-gd" '
         f'width="{number(width)}" height="{number(height)}" viewBox="0 0 {number(width)} {number(height)}">',
         '<title id="rg-gt">What each lane does over time</title>',
-        f'<desc id="rg-gd">{len(rows)} lanes, {time_text(schedule, schedule.makespan)}. y7 is the target of region 7, '
+        f'<desc id="rg-gd">{len(rows)} lanes, {time_text(schedule)}. y7 is the target of region 7, '
         "W7 its update. Hatched: the lane waits. A line under a bar: it lies on one longest path.</desc>",
         '<defs><pattern id="rg-hatch" width="6" height="6" patternUnits="userSpaceOnUse" '
         'patternTransform="rotate(45)"><path class="rg-rule" d="M0 0V6" stroke-width="1.6"/></pattern></defs>',
@@ -42,7 +43,7 @@ def gantt_svg(schedule: Schedule) -> str:
     for time in range(0, schedule.makespan + 1, step):
         x = _LEFT + time * scale
         parts.append(f'<path class="rg-rule" d="M{number(x)} 8V{number(bottom)}"/>')
-        label = str(time) if schedule.clock == "unit" else time_text(schedule, time)
+        label = schedule.tasks.plan.device.shown(time)
         parts.append(f'<text class="rg-tick" x="{number(x)}" y="{number(bottom + 14)}">{label}</text>')
     held = {(slot.group, slot.lane): slot for slot in schedule.slots}
     for span in spans(schedule):
@@ -93,9 +94,8 @@ def _pause(schedule: Schedule, span: Span, scale: float, y: float) -> str:
 
 
 def _from_to(schedule: Schedule, span: Span) -> str:
-    if schedule.clock == "unit":
-        return f"time {span.start} to {span.end}"
-    return f"{time_text(schedule, span.start)} to {time_text(schedule, span.end)}"
+    shown = schedule.tasks.plan.device.shown
+    return f"time {shown(span.start)} to {shown(span.end)}"
 
 
 def _bar(schedule: Schedule, slot: Slot, span: Span, scale: float, y: float) -> str:

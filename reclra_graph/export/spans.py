@@ -105,13 +105,6 @@ def critical_path(schedule: Schedule) -> tuple[Slot, ...]:
     return tuple(reversed(path))
 
 
-def time_text(schedule: Schedule, time: int) -> str:
-    """A time of the schedule's clock: ``"5 time units"``, ``"1 time unit"``, ``"12.5 µs"``, ``"3.2 ms"``."""
-    if schedule.clock == "unit":
-        return f"{time} time unit{'' if time == 1 else 's'}"
-    return f"{time / 1000:.4g} µs" if time < 1_000_000 else f"{time / 1_000_000:.4g} ms"
-
-
 def _category(schedule: Schedule, slot: Slot, tasks: tuple[str, ...]) -> str:
     kinds = {category(schedule.tasks.by_name[name].kind) for name in tasks}
     usual = slot.group.partition(":")[0]
