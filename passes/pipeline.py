@@ -13,11 +13,14 @@ from reclra_graph.errors import UsageError
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import RegionGraph
+from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.options import Options
 from reclra_graph.passes.capture import capture
 from reclra_graph.passes.emit import emit
 from reclra_graph.passes.lower import lower
+from reclra_graph.passes.micro import micro
 from reclra_graph.passes.partition import partition
+from reclra_graph.passes.place import place
 from reclra_graph.passes.schedule import schedule
 from reclra_graph.passes.wire import wire
 from reclra_graph.verify import verify
@@ -70,9 +73,17 @@ def compile_model(
     regions = clock.run("partition", lambda: verify(partition(graph)))
     plan = clock.run("wire", lambda: verify(wire(regions, options)))
     tasks = clock.run("lower", lambda: verify(lower(plan)))
-    timetable = clock.run("schedule", lambda: verify(schedule(tasks)))
+    tasks = clock.run("place", lambda: verify(placed(tasks, options)))
+    timetable = clock.run("schedule", lambda: verify(schedule(tasks, options.overlap_steps)))
     program = clock.run("emit", lambda: verify(emit(timetable)))
     return Compilation(program, constants, tuple(clock.seconds.items()))
+
+
+def placed(tasks: TaskGraph, options: Options) -> TaskGraph:
+    """The tasks with every region on a GPU and in micro-batches, where the plan or the options ask for either."""
+    if options.placed or tasks.plan.placement:
+        return micro(place(tasks), options.micro_batches)
+    return tasks
 
 
 def explain_model(

@@ -13,11 +13,16 @@ from reclra_graph.ir.schedule import Lane, Schedule, Slot
 from reclra_graph.ir.tasks import Task, TaskGraph
 from reclra_graph.passes.frees import with_frees
 from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
+from reclra_graph.passes.pipelined import pipelined
 from reclra_graph.passes.sync import host_order, synchronised
 
 
-def schedule(tasks: TaskGraph) -> Schedule:
-    """The schedule for as many lanes as the plan has GPUs; lanes that stay empty are left out."""
+def schedule(tasks: TaskGraph, overlap: bool = False) -> Schedule:
+    """The schedule for as many lanes as the plan has GPUs; lanes that stay empty are left out.
+
+    Where the plan places regions, their forward tasks run there too (``pipelined``), and steps may overlap."""
+    if tasks.plan.placement:
+        return pipelined(tasks, overlap)
     groups = _groups(tasks)
     placed = list_schedule(_jobs(tasks, groups), tasks.plan.gpus)
     slots = [Slot(name, item.lane, item.start, item.end) for name, item in placed.items()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from reclra_graph.ir.homes import brought, homes
 from reclra_graph.ir.schedule import Action, Copy, Record, Run, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
 
@@ -39,8 +40,7 @@ def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[
                 known[lane][third] = max(known[lane].get(third, -1), reached)
         known_at[task.name] = dict(known[lane])
     recorded = {name for names in waits.values() for name in names}
-    home = {name: lane_of[task.name] for task in tasks.tasks for name in task.writes if "[" not in name}
-    home.update({f"E[{edge.name}]": lane_of[f"target:{edge.target}"] for edge in tasks.plan.edges})
+    home = homes(tasks, lane_of)
     joined: dict[int, str] = {}
     for lane, queue in queues.items():
         if lane != 0 and known[0].get(lane, -1) < len(queue) - 1:
@@ -52,7 +52,7 @@ def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[
         here: set[str] = set()
         for task in queue:
             actions.extend(Wait(name, lane) for name in waits.get(task.name, ()))
-            for name in task.reads if task.kind != "optimise" else ():
+            for name in brought(tasks, task):
                 source = home.get(name, 0)
                 if source != lane and name not in here:
                     here.add(name)

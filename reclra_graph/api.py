@@ -50,6 +50,9 @@ def compile(  # named as torch.compile is
     seed: int = 0,
     synapse_entries: int = 1 << 22,
     frontend: str = "auto",
+    micro_batches: int = 1,
+    placement: str = "auto",
+    overlap_steps: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> CompiledStep:
     """A training step for ``model`` without backpropagation. The model is not changed, only read.
@@ -71,6 +74,10 @@ def compile(  # named as torch.compile is
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
     frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
+    micro_batches: equal parts that every batch is cut into; parameters learn once, from all of them. placement:
+        "pipeline" gives each GPU regions of its own and their part of the forward pass, as "auto" does where there are
+        micro-batches or overlapping steps. overlap_steps: let the next step begin in regions that are updated already;
+        call ``step.join()`` before you read parameters elsewhere.
     progress: told the name of each pass as it starts.
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
@@ -81,7 +88,8 @@ def compile(  # named as torch.compile is
         gpus=gpus, depth=depth, relays=relays, wiring=wiring, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
-        synapse_entries=synapse_entries, frontend=frontend,
+        synapse_entries=synapse_entries, frontend=frontend, micro_batches=micro_batches, placement=placement,
+        overlap_steps=overlap_steps,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)

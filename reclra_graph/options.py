@@ -15,6 +15,7 @@ LOSSES = ("cross-entropy", "causal-lm", "mse", "bce-with-logits")
 FRONTENDS = ("auto", "export", "record")
 OPTIMIZERS = ("sgd",)
 UPDATES = ("analytic", "local_vjp")
+PLACEMENTS = ("auto", "pipeline")
 
 Wiring: TypeAlias = str | tuple[str, ...]
 """A wiring's name, or its edges such as ``("9->5", "5->4")``."""
@@ -35,6 +36,9 @@ class Options:
     pairs.
     label_smoothing, ignore_index, class_weights: of "cross-entropy" and "causal-lm", as torch has them. frontend: the
     rung of the capture ladder, "auto" for the first that works.
+    micro_batches: parts that a batch is cut into; parameters learn once, from all. placement: "pipeline" gives every
+    GPU regions of its own, and their part of the forward pass; "auto" does so where there are several micro-batches or
+    overlapping steps. overlap_steps: let a step begin in regions that the one before has updated.
     """
 
     gpus: int = 1
@@ -60,6 +64,14 @@ class Options:
     ignore_index: int | None = None
     class_weights: tuple[float, ...] = ()
     frontend: str = "auto"
+    micro_batches: int = 1
+    placement: str = "auto"
+    overlap_steps: bool = False
+
+    @property
+    def placed(self) -> bool:
+        """Whether regions are to live on GPUs of their own."""
+        return self.placement == "pipeline" or self.micro_batches > 1 or self.overlap_steps
 
     @property
     def loss_labels(self) -> tuple[str, ...]:
@@ -94,6 +106,7 @@ class Options:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("update", self.update, UPDATES),
             ("norm", self.norm, (1, 2)),
+            ("placement", self.placement, PLACEMENTS),
         ):
             if value not in allowed or isinstance(value, bool):
                 choices = ", ".join(repr(item) for item in allowed)
@@ -116,6 +129,9 @@ class Options:
             found.append(Problem("RG405", "class_weights holds other than numbers of at least 0", "class_weights"))
         if not _whole(self.seed) or not 0 <= self.seed < 1 << 63:
             found.append(Problem("RG405", f"seed is {self.seed!r}", "seed", "Give a whole number from 0 to 2**63 - 1."))
+        if not _whole(self.micro_batches) or self.micro_batches < 1:
+            cause = f"micro_batches is {self.micro_batches!r}"
+            found.append(Problem("RG405", cause, "micro_batches", "Give a whole number of at least 1."))
         for region, number in self.kappa:
             if not _whole(region) or not _finite(number) or number <= 0:
                 cause = f"kappa has {number!r} for region {region!r}"

@@ -105,7 +105,8 @@ class WiringPlan:
 
     ``losses`` belong to the outputs in order. ``relays`` are the regions that pass their error on (the outputs apart),
     ascending; ``depth`` is the longest error path from the output in edges. ``update`` has one entry per learning
-    region: ``"analytic"`` or ``"local_vjp"``.
+    region: ``"analytic"`` or ``"local_vjp"``. ``placement`` says on which GPU each region lives, as (region, GPU) pairs;
+    with none, the forward pass runs on the first GPU and the rest wherever there is room.
     """
 
     regions: RegionGraph
@@ -120,6 +121,7 @@ class WiringPlan:
     candidates: tuple[Candidate, ...] = ()
     why: str = ""
     seed: int = 0
+    placement: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def incoming(self) -> dict[int, tuple[Edge, ...]]:
