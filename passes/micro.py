@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.ir.operators import BATCH, OPAQUE, Argument, Ref, TensorType, references
+from reclra_graph.ir.operators import BATCH, Argument, Ref, TensorType, references
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.tasks import SEEN, Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Loss

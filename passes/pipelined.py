@@ -108,7 +108,9 @@ def _stints(tasks: TaskGraph, groups: Mapping[str, Sequence[Task]], lane_of: Map
             elif any(task.kind == "loss" for task in members) and name != "targets":
                 part = _part(name)
                 after[name].update(
-                    (other, None) for other, given in groups.items() if given[0].kind == "forward" and _part(other) <= part
+                    (other, None)
+                    for other, given in groups.items()
+                    if given[0].kind == "forward" and _part(other) <= part
                 )
     cost = {name: sum(task.cost for task in members) for name, members in groups.items()}
     order = _sorted(after)

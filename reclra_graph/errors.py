@@ -87,7 +87,10 @@ CODES: dict[str, tuple[str, str]] = {
     "RG407": ("dead-region", "Give the region an incoming error edge, so that it is reached from the output."),
     "RG408": ("error-cycle", "Error edges must form no cycle: an error never returns to its source."),
     "RG409": ("unknown-output", "Use one of the labels that the cause lists, in `output` or in `loss`."),
-    "RG420": ("uncuttable-batch", "Leave micro_batches at 1, or give a model whose batch size is free and comes first."),
+    "RG420": (
+        "uncuttable-batch",
+        "Leave micro_batches at 1, or give a model whose batch size is free and comes first.",
+    ),
     "RG501": (
         "invariant-broken",
         "This is a bug in reclra-graph (or an edited file); please report it with the model.",
@@ -96,7 +99,10 @@ CODES: dict[str, tuple[str, str]] = {
     "RG602": ("target-shape", "Feed targets with the shape and dtype that the loss expects."),
     "RG603": ("target-range", "Class indices lie between 0 and the number of classes minus one."),
     "RG604": ("not-finite", "Look for NaN in the data, or lower lr; the parameters are as they were before this step."),
-    "RG606": ("no-cuda-graph", "Call the step itself, which runs everywhere; graphs need CUDA and a step that can be captured."),
+    "RG606": (
+        "no-cuda-graph",
+        "Call the step itself, which runs everywhere; graphs need CUDA and a step that can be captured.",
+    ),
     "RG605": ("different-model", "Load the plan with the model that it was compiled for."),
     "RG701": ("unwritable", "Choose another folder with --out, or change its permissions."),
     "RG702": ("bad-saved-step", "Save the step again with `step.save(dir)`."),

@@ -136,7 +136,9 @@ def _copies(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
         elif isinstance(action, Run) and action.task in schedule.tasks.by_name:
             task = schedule.tasks.by_name[action.task]
             for value in task.writes:
-                if (value.startswith("E[") or schedule.tasks.plan.placement) and made.get(value, action.lane) != action.lane:
+                if (value.startswith("E[") or schedule.tasks.plan.placement) and made.get(
+                    value, action.lane
+                ) != action.lane:
                     cause = f"{action.task} changes {value}, which lane {made[value]} owns"
                     yield Problem("RG501", cause, _place(schedule, index))
             for value in brought(schedule.tasks, task):

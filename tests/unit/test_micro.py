@@ -111,7 +111,9 @@ def test_batch_norm_sees_one_micro_batch_after_the_other() -> None:
     step = rg.compile(copy.deepcopy(model), torch.zeros(4, 1, 6, 6).double(), micro_batches=3, gpus=2)
     inputs, target = batch_for(step, 6)
     model.train()
-    losses = [nn.functional.cross_entropy(model(x), t) for x, t in zip(inputs[0].chunk(3), target.chunk(3), strict=True)]
+    losses = [
+        nn.functional.cross_entropy(model(x), t) for x, t in zip(inputs[0].chunk(3), target.chunk(3), strict=True)
+    ]
     assert abs(step(inputs, target).item() - sum(item.item() for item in losses) / 3) < 1e-12
     for key, value in dict(model.named_buffers()).items():
         assert torch.allclose(dict(step.model.named_buffers())[key], value, rtol=0, atol=1e-12), key
