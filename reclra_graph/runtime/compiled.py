@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.runtime.loader import load_source
 from reclra_graph.structure import arguments, at, called
+
+if TYPE_CHECKING:
+    from reclra_graph.runtime.graphed import GraphedStep
 
 
 class CompiledStep:
@@ -181,6 +184,14 @@ class CompiledStep:
             home = self.module.lane_device(lane, device)
             if self.synapses[name].device != home:
                 self.synapses[name] = self.synapses[name].to(home)
+
+    def graphed(self) -> GraphedStep:
+        """This step by CUDA graphs, as far as it can be captured: call the result as you would call the step.
+
+        Raises UsageError RG606 where the model is not on a CUDA device."""
+        from reclra_graph.runtime.graphed import GraphedStep  # which needs this file
+
+        return GraphedStep(self)
 
     def deltas(
         self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None
