@@ -19,10 +19,9 @@ from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Call, Task
-from reclra_graph.ir.text import digest
-from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.passes import placed_template, template
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
+from reclra_graph.passes.target_types import target_types
 from reclra_graph.rules.operators import short
 
 VERSION = "0.1.0"
@@ -33,7 +32,7 @@ _WITH_CONSTANTS = '{**model.state_dict(), **torch.load("constants.pt", weights_o
 
 def emit(schedule: Schedule) -> StepProgram:
     """The program of a schedule, with the line on which each task starts."""
-    stamp = digest(schedule)
+    stamp = schedule.digest
     head = _head(schedule, stamp)
     body, lines = _body(schedule, len(head.splitlines()))
     return StepProgram(schedule, head + body, lines, stamp)
@@ -74,7 +73,7 @@ def _head(schedule: Schedule, stamp: str) -> str:
         lanes=len(schedule.lanes),
         smallest=_smallest_batch(graph) * count,
         more=_more_tables(schedule),
-        targets=_table(_targets(plan)),
+        targets=_table(target_types(plan)),
     )
     kinds = {"classes" if item.classes else item.kind for item in plan.losses}
     checks = (template.CHECK_CLASSES if "classes" in kinds else "") + (
@@ -124,26 +123,6 @@ def _lanes_text(schedule: Schedule) -> str:
     text = placed_template.LANES.replace("@left@\n", placed_template.LEFT + "\n" if overlap else "\n")
     text = text.replace("@overlap@\n", placed_template.OVERLAP + "\n" if overlap else "\n")
     return text + placed_template.PLACE + (placed_template.JOIN if overlap else "")
-
-
-def _targets(plan: WiringPlan) -> dict[str, tuple[object, ...]]:
-    """For every loss: shape and dtype of its target, classes (0: none) and the class index that is ignored."""
-    found: dict[str, tuple[object, ...]] = {}
-    for item, number in zip(plan.losses, plan.regions.outputs, strict=True):
-        region = plan.regions.regions[number]
-        kind = plan.regions.graph.types[region.post]
-        label = item.label if len(plan.losses) > 1 else ""
-        if not item.classes:
-            found[label] = (kind.shape, kind.dtype, -1 if item.kind == "bce-with-logits" else 0, None)
-            continue
-        place = _class_dimension(region, item.axis, len(kind.shape))
-        found[label] = ((*kind.shape[:place], *kind.shape[place + 1 :]), "int64", region.features, item.ignore)
-    return found
-
-
-def _class_dimension(region: Region, axis: int, rank: int) -> int:
-    """Which dimension of an output counts classes: the last, or the first that is not the batch."""
-    return rank - 1 if axis == -1 else int(region.layout.dim == 0)
 
 
 def _smallest_batch(graph: OperatorGraph) -> int:

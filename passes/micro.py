@@ -32,7 +32,7 @@ _ONCE = ("optimise", "buffer")
 def micro(tasks: TaskGraph, count: int) -> TaskGraph:
     """The tasks of a step in ``count`` micro-batches; unchanged for one, unless the plan places regions.
 
-    Raises ModelError RG420 where the batch cannot be cut: its size is fixed, or an input has it inside a dimension.
+    Raises ModelError RG450 where the batch cannot be cut: its size is fixed, or an input has it inside a dimension.
     """
     if count == 1 and not tasks.plan.placement:
         return tasks
@@ -135,16 +135,16 @@ class _Cutting:
         problems = []
         if self.graph.batch != BATCH:
             cause = f"the model was captured for batches of {self.graph.batch} only, so its batch cannot be cut"
-            problems.append(Problem("RG420", cause, "micro_batches"))
+            problems.append(Problem("RG450", cause, "micro_batches"))
         for item in self.graph.inputs if not problems else ():
             sizes = [size for size in item.type.shape if isinstance(size, str)]
             if sizes and item.type.shape[0] != BATCH:
                 cause = f"input {item.name} of shape {item.type} has the batch inside"
-                problems.append(Problem("RG420", cause, f"input {item.name}"))
+                problems.append(Problem("RG450", cause, f"input {item.name}"))
         for number in self.plan.regions.outputs if not problems else ():
             region = self.plan.regions.regions[number]
             if region.layout.before > 1:
-                problems.append(Problem("RG420", "the output has the batch behind its positions", region.line))
+                problems.append(Problem("RG450", "the output has the batch behind its positions", region.line))
         if problems:
             raise ModelError(problems)
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from reclra_graph.errors import UsageError
+from reclra_graph.ir.costs import Costs
+from reclra_graph.ir.device import UNIT, Device, find_device
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.options import Options
 from reclra_graph.passes.capture import capture
+from reclra_graph.passes.costs import batch_size, device_costs, unit_costs
 from reclra_graph.passes.emit import emit
 from reclra_graph.passes.lower import lower
+from reclra_graph.passes.memory import with_peak
 from reclra_graph.passes.micro import micro
 from reclra_graph.passes.partition import partition
 from reclra_graph.passes.place import place
+from reclra_graph.passes.price import price
 from reclra_graph.passes.schedule import schedule
 from reclra_graph.passes.wire import wire
 from reclra_graph.verify import verify
@@ -65,17 +70,23 @@ def compile_model(
 
     Raises UsageError for impossible options, ModelError for impossible models.
     """
-    problems = options.problems()
+    device, unknown = find_device(options.device)
+    problems = (*options.problems(), *unknown)
     if problems:
         raise UsageError(problems)
     clock = _Clock(progress)
     graph, constants = clock.run("capture", lambda: _captured(model, args, kwargs, options))
     regions = clock.run("partition", lambda: verify(partition(graph)))
-    plan = clock.run("wire", lambda: verify(wire(regions, options)))
+    batch = batch_size(graph, args, kwargs)
+    priced = clock.run("costs", lambda: _costs(regions, options, device, batch))
+    plan = clock.run("wire", lambda: verify(wire(regions, options, priced)))
     tasks = clock.run("lower", lambda: verify(lower(plan)))
+    part = replace(tasks.plan, batch=max(1, tasks.plan.batch // options.micro_batches))
+    tasks = clock.run("price", lambda: price(replace(tasks, plan=part), device))
     tasks = clock.run("place", lambda: verify(placed(tasks, options)))
     timetable = clock.run("schedule", lambda: verify(schedule(tasks, options.overlap_steps)))
     program = clock.run("emit", lambda: verify(emit(timetable)))
+    program = clock.run("memory", lambda: verify(with_peak(program, batch)))
     return Compilation(program, constants, tuple(clock.seconds.items()))
 
 
@@ -84,6 +95,16 @@ def placed(tasks: TaskGraph, options: Options) -> TaskGraph:
     if options.placed or tasks.plan.placement:
         return micro(place(tasks), options.micro_batches)
     return tasks
+
+
+def _costs(regions: RegionGraph, options: Options, device: Device, batch: int) -> Costs:
+    """What each region costs, from its tasks in the flat wiring."""
+    units = unit_costs(regions, batch)
+    if device == UNIT:
+        return units
+    plain = replace(options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False)
+    flat = replace(wire(regions, plain, units), device=device, batch=batch)
+    return device_costs(price(lower(flat), device))
 
 
 def explain_model(

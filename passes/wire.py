@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 import networkx as nx
 
 from reclra_graph.errors import ModelError, Problem
+from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
 from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan
 from reclra_graph.options import Options
+from reclra_graph.passes.costs import unit_costs
 from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
 from reclra_graph.passes.trees import block_wise, bottlenecks, chain, explicit, flat, grouped, relayed, supported
 from reclra_graph.rules.operators import STEPS, short
@@ -36,8 +38,12 @@ class _Wiring:
     structural: bool = False
 
 
-def wire(regions: RegionGraph, options: Options) -> WiringPlan:
-    """The wiring plan. Raises ModelError with all that is wrong about depth, relays and edges (RG304, RG402–RG408)."""
+def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> WiringPlan:
+    """The wiring plan, by the costs of the regions (none: the unit-cost model).
+
+    Raises ModelError with all that is wrong about depth, relays and edges (RG304, RG402–RG408).
+    """
+    costs = costs or unit_costs(regions)
     relays, problems = _relays(regions, options)
     problems += _depth_problems(regions, options) + _kappa_problems(regions, options)
     problems += _strict_problems(regions, options)
@@ -48,7 +54,7 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     for wiring in considered:
         edges = _shared(regions, tuple(_edge(regions, source, target, options) for source, target in wiring.pairs))
         levels = _levels(regions.outputs, wiring.pairs)
-        jobs = unit_jobs(regions, wiring.pairs)
+        jobs = wiring_jobs(regions, edges, costs)
         candidate = Candidate(
             wiring.name,
             max(levels.values(), default=0),
@@ -74,6 +80,7 @@ def wire(regions: RegionGraph, options: Options) -> WiringPlan:
     return WiringPlan(
         regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options),
         _losses(regions, options), candidates, _why(winner, wiring, candidates, options), options.seed,
+        costs.device, 0 if costs.clock == "unit" else costs.batch,
     )  # fmt: skip
 
 
@@ -254,28 +261,37 @@ def _sources(pairs: Sequence[tuple[int, int]], outputs: Sequence[int]) -> tuple[
     return tuple(sorted({source for source, _ in pairs if source not in outputs}))
 
 
-def unit_jobs(regions: RegionGraph, pairs: Sequence[tuple[int, int]]) -> list[Job]:
-    """Jobs of the unit-cost model: a target for every region that an error reaches, an update for each that learns."""
+def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> list[Job]:
+    """A target, with the displacements that it adds up, for every region that an error reaches; an update for each that
+    learns."""
+    pairs = [(edge.source, edge.target) for edge in edges]
     incoming: dict[int, list[int]] = {}
-    for source, target in pairs:
+    moved: dict[int, int] = {}
+    for edge in edges:
         # All outputs get their errors at once, from the loss.
-        sender = regions.output if source in regions.outputs else source
-        if sender not in incoming.setdefault(target, []):
-            incoming[target].append(sender)
+        sender = regions.output if edge.source in regions.outputs else edge.source
+        if sender not in incoming.setdefault(edge.target, []):
+            incoming[edge.target].append(sender)
+        source, target = regions.regions[edge.source], regions.regions[edge.target]
+        moved[edge.target] = moved.get(edge.target, 0) + costs.displace(
+            source.shape, source.axis, target.shape, target.axis, edge.form
+        )
     levels = _levels(regions.outputs, pairs)
     reached = sorted(levels, key=lambda number: (levels[number], -number))
     targets = [
-        Job(f"target:{number}", 1, tuple(f"target:{source}" for source in incoming.get(number, ())),
+        Job(f"target:{number}", costs.target[number] + moved.get(number, 0),
+            tuple(f"target:{source}" for source in incoming.get(number, ())),
             near=f"target:{max(incoming[number])}" if number in incoming else "")
         for number in reached
         if number == regions.output or number not in regions.outputs
     ]  # fmt: skip
     after = {number: regions.output if number in regions.outputs else number for number in reached}
     updates = [
-        Job(f"update:{number}", 1, (f"target:{after[number]}",), urgent=False, near=f"target:{after[number]}")
+        Job(f"update:{number}", costs.update[number], (f"target:{after[number]}",), urgent=False,
+            near=f"target:{after[number]}")
         for number in reached
         if regions.regions[number].learns
-    ]
+    ]  # fmt: skip
     return [*targets, *updates]
 
 

@@ -14,7 +14,7 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.export.plan_json import read_plan
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
-from reclra_graph.ir.text import digest, from_text
+from reclra_graph.ir.text import from_text
 from reclra_graph.options import Options
 from reclra_graph.passes.pipeline import compile_model
 from reclra_graph.runtime.compiled import CompiledStep
@@ -53,6 +53,7 @@ def compile(  # named as torch.compile is
     micro_batches: int = 1,
     placement: str = "auto",
     overlap_steps: bool = False,
+    device: str = "unit",
     progress: Callable[[str], None] | None = None,
 ) -> CompiledStep:
     """A training step for ``model`` without backpropagation. The model is not changed, only read.
@@ -78,6 +79,8 @@ def compile(  # named as torch.compile is
         "pipeline" gives each GPU regions of its own and their part of the forward pass, as "auto" does where there are
         micro-batches or overlapping steps. overlap_steps: let the next step begin in regions that are updated already;
         call ``step.join()`` before you read parameters elsewhere.
+    device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
+        (docs/architecture.md), or "unit", the paper's unit-cost model.
     progress: told the name of each pass as it starts.
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
@@ -89,7 +92,7 @@ def compile(  # named as torch.compile is
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
         synapse_entries=synapse_entries, frontend=frontend, micro_batches=micro_batches, placement=placement,
-        overlap_steps=overlap_steps,
+        overlap_steps=overlap_steps, device=device,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)
@@ -129,7 +132,7 @@ def load(directory: str | Path, model: nn.Module) -> CompiledStep:
     if not isinstance(timetable, Schedule) or not isinstance(saved, dict):
         raise ModelError(Problem("RG702", "schedule.txt holds no schedule, or synapses.pt no synapses", str(folder)))
     verify(timetable)
-    stamp = digest(timetable)
+    stamp = timetable.digest
     if read_plan(plan).digest != stamp:
         raise ModelError(Problem("RG702", "plan.json and schedule.txt are not of the same plan", str(folder)))
     step = CompiledStep(model, StepProgram(timetable, source, (), stamp), constants)

@@ -39,8 +39,9 @@ class Task:
     """A piece of work that runs on one lane without interruption.
 
     ``reads`` and ``writes`` name storage: a value (``"z3"``), ``P[key]`` for a parameter or buffer, ``E[9->5]`` for a
-    synapse. ``group`` names the tasks that belong on one lane together; ``cost`` is in units of the unit-cost model,
-    ``flops`` and ``bytes`` are per sample where they scale with the batch.
+    synapse. ``group`` names the tasks that belong on one lane together. ``cost`` is in units of the plan's clock
+    (``WiringPlan.device``). In unit costs ``flops`` are per sample where they grow with the batch, ``bytes`` are not
+    counted; a priced graph has both for its batch.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from reclra_graph.ir.device import UNIT, Device
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.text import register
 
@@ -42,8 +43,8 @@ class Edge:
 @register
 @dataclass(frozen=True)
 class Candidate:
-    """A wiring that was considered. ``makespan`` and ``makespan_one`` are in the unit-cost model (a target and an
-    update cost 1 each) on the GPUs asked for and on one."""
+    """A wiring that was considered. ``makespan`` and ``makespan_one`` are on the GPUs asked for and on one, in the
+    plan's clock (``WiringPlan.device``)."""
 
     name: str
     depth: int
@@ -105,8 +106,10 @@ class WiringPlan:
 
     ``losses`` belong to the outputs in order. ``relays`` are the regions that pass their error on (the outputs apart),
     ascending; ``depth`` is the longest error path from the output in edges. ``update`` has one entry per learning
-    region: ``"analytic"`` or ``"local_vjp"``. ``placement`` says on which GPU each region lives, as (region, GPU) pairs;
-    with none, the forward pass runs on the first GPU and the rest wherever there is room.
+    region: ``"analytic"`` or ``"local_vjp"``. ``device`` is what the plan was made for; its ``clock`` is that of every
+    cost and makespan. ``batch`` is the batch size of those costs; 0 in unit costs, which know none. ``placement`` says
+    on which GPU each region lives, as (region, GPU) pairs; with none, the forward pass runs on the first GPU and the
+    rest wherever there is room.
     """
 
     regions: RegionGraph
@@ -122,6 +125,8 @@ class WiringPlan:
     why: str = ""
     seed: int = 0
     placement: tuple[tuple[int, int], ...] = ()
+    device: Device = UNIT
+    batch: int = 0
 
     @cached_property
     def incoming(self) -> dict[int, tuple[Edge, ...]]:

@@ -146,7 +146,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 def test_a_fixed_batch_is_refused() -> None:
-    with pytest.raises(ModelError, match="RG420"):
+    with pytest.raises(ModelError, match="RG450"):
         rg.compile(mlp(6, 8, 3), torch.zeros(4, 6), micro_batches=2, frontend="record")
 
 

@@ -1,0 +1,73 @@
+"""TaskGraph → TaskGraph: what every task costs on the plan's device.
+
+Before:  Task("update:3", …, cost=1)                                    the unit-cost model
+After:   Task("update:3", …, cost=18250, flops=8388608, bytes=2228224)  nanoseconds, at the example batch size
+
+Every call is run once on tensors without numbers (PyTorch's device ``meta``), so that shapes, arithmetic and kernels
+are those of the step itself. A kernel takes as long as its arithmetic or its memory traffic, whichever is more, and its
+launch (``reclra_graph.ir.device``). In the unit-cost model nothing changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from reclra_graph.ir.device import UNIT, Device, whole
+from reclra_graph.ir.operators import references
+from reclra_graph.ir.tasks import Call, TaskGraph
+from reclra_graph.passes.calls import Values, without_numbers
+from reclra_graph.passes.kernels import CountKernels, Kernel
+
+
+def price(tasks: TaskGraph, device: Device) -> TaskGraph:
+    """The same tasks with their cost, their floating-point operations and the bytes they move."""
+    if device == UNIT:
+        return tasks
+    priced = []
+    for task, kernels in zip(tasks.tasks, counted(tasks), strict=True):
+        flops, size = sum(item[0] for item in kernels), sum(item[1] for item in kernels)
+        seconds = sum(device.seconds(*item) for item in kernels) + len(kernels) * device.launch
+        priced.append(replace(task, cost=whole(seconds), flops=flops, bytes=size))
+    return replace(tasks, tasks=tuple(priced))
+
+
+def counted(tasks: TaskGraph) -> list[list[Kernel]]:
+    """The kernels of every task, in the order of the tasks."""
+    values = Values(tasks, tasks.plan.batch, without_numbers)
+    found: list[list[Kernel]] = []
+    for task in tasks.tasks:
+        kernels: list[Kernel] = []
+        for call in task.calls:
+            kernels += _kernels(call, values)
+        found.append(kernels)
+    return found
+
+
+def _kernels(call: Call, values: Values) -> list[Kernel]:
+    """The kernels of a call. What runs only on real numbers, as a sub-module kept whole does, counts as one kernel
+    that reads its arguments, writes its results, and multiplies each of its parameters once per sample."""
+    with _counting() as counter:
+        try:
+            values.run(call)
+            return counter.found
+        except Exception:  # whatever an operator raises that cannot do without numbers
+            pass
+    values.declare(call)
+    read = dict.fromkeys(references((*call.args, *(item for _, item in call.kwargs))))
+    given = [values.held[name] for name in read if isinstance(values.held.get(name), Tensor)]
+    made = [values.held[name] for name in call.results if name]
+    stored = sum(values.held[name].numel() for name in read if name.startswith("P["))
+    size = sum(item.numel() * item.element_size() for item in (*given, *made))
+    return [(2 * stored * values.batch + sum(item.numel() for item in made), size)]
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[CountKernels]:
+    counter = CountKernels()
+    with torch.no_grad(), counter:
+        yield counter
