@@ -68,6 +68,12 @@ def compile_command(
     ] = None,
     class_weights: Annotated[str | None, typer.Option(help="Of losses over classes, such as 1,1,5.")] = None,
     frontend: Frontend = DEFAULT.frontend,
+    device: Annotated[
+        str, typer.Option(help="Whose costs to plan with: unit, cpu, v100, a100, h200, or a JSON file.")
+    ] = DEFAULT.device,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure costs on this machine; what was measured is kept.")
+    ] = False,
     optimizer: Annotated[str, typer.Option(help=f"{_one_of(OPTIMIZERS)}.")] = DEFAULT.optimizer,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULT.lr,
     update: Annotated[str, typer.Option(help=f"How regions learn: {_one_of(UPDATES)}.")] = DEFAULT.update,
@@ -96,6 +102,8 @@ def compile_command(
         "ignore_index": ignore_index,
         "class_weights": tuple(_decimal(item) for item in _parts(class_weights or "")),
         "frontend": frontend,
+        "device": device,
+        "profile": profile,
         "optimizer": optimizer,
         "lr": lr,
         "update": update,
@@ -109,9 +117,10 @@ def compile_command(
         phase("importing torch")
         from reclra_graph import api
         from reclra_graph.export.artifacts import FILES, STATE, unwritable
+        from reclra_graph.ir.device import find_device
         from reclra_graph.model_file import neighbours
 
-        usage = list(api.make_options(**options).problems())
+        usage = [*api.make_options(**options).problems(), *find_device(device)[1]]
         other = list(unwritable(out)) if out is not None else []
         phase(f"reading {model}")
         with neighbours(model):

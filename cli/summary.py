@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reclra_graph.export.coverage import coverage
-from reclra_graph.export.report import MODEL_NOTE, baselines
+from reclra_graph.export.report import baselines, model_note
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region, RegionGraph
 
@@ -35,7 +35,9 @@ def compiled(
         "waves": [_lanes(wave) for wave in schedule.waves],
         "synapse_bytes": sum(edge.bytes for edge in plan.edges if not edge.shared),
         "prediction": {
-            "model": MODEL_NOTE,
+            "model": model_note(plan),
+            "device": plan.device.name,
+            "clock": plan.device.clock,
             "makespan": schedule.makespan,
             "makespan_one_gpu": one,
             "makespan_chain": chain,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from reclra_graph.errors import UsageError
@@ -26,6 +27,7 @@ from reclra_graph.passes.micro import micro
 from reclra_graph.passes.partition import partition
 from reclra_graph.passes.place import place
 from reclra_graph.passes.price import price
+from reclra_graph.passes.profile import measured_on, profile
 from reclra_graph.passes.schedule import schedule
 from reclra_graph.passes.wire import wire
 from reclra_graph.verify import verify
@@ -72,17 +74,24 @@ def compile_model(
     """
     device, unknown = find_device(options.device)
     problems = (*options.problems(), *unknown)
+    where = next((item.device for item in model.parameters()), torch.device("cpu"))
+    if options.profile and not problems:
+        device, problems = measured_on(device, where)
     if problems:
         raise UsageError(problems)
     clock = _Clock(progress)
     graph, constants = clock.run("capture", lambda: _captured(model, args, kwargs, options))
     regions = clock.run("partition", lambda: verify(partition(graph)))
     batch = batch_size(graph, args, kwargs)
-    priced = clock.run("costs", lambda: _costs(regions, options, device, batch))
-    plan = clock.run("wire", lambda: verify(wire(regions, options, priced)))
+
+    def priced(tasks: TaskGraph) -> TaskGraph:
+        return profile(tasks, device, where) if options.profile else price(tasks, device)
+
+    found = clock.run("costs", lambda: _costs(regions, options, device, batch, priced))
+    plan = clock.run("wire", lambda: verify(wire(regions, options, found)))
     tasks = clock.run("lower", lambda: verify(lower(plan)))
-    part = replace(tasks.plan, batch=max(1, tasks.plan.batch // options.micro_batches))
-    tasks = clock.run("price", lambda: price(replace(tasks, plan=part), device))
+    part = replace(tasks.plan, batch=-(-tasks.plan.batch // options.micro_batches))
+    tasks = clock.run("price", lambda: verify(priced(replace(tasks, plan=part))))
     tasks = clock.run("place", lambda: verify(placed(tasks, options)))
     timetable = clock.run("schedule", lambda: verify(schedule(tasks, options.overlap_steps)))
     program = clock.run("emit", lambda: verify(emit(timetable)))
@@ -97,14 +106,16 @@ def placed(tasks: TaskGraph, options: Options) -> TaskGraph:
     return tasks
 
 
-def _costs(regions: RegionGraph, options: Options, device: Device, batch: int) -> Costs:
+def _costs(
+    regions: RegionGraph, options: Options, device: Device, batch: int, priced: Callable[[TaskGraph], TaskGraph]
+) -> Costs:
     """What each region costs, from its tasks in the flat wiring."""
     units = unit_costs(regions, batch)
     if device == UNIT:
         return units
     plain = replace(options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False)
     flat = replace(wire(regions, plain, units), device=device, batch=batch)
-    return device_costs(price(lower(flat), device))
+    return device_costs(priced(lower(flat)))
 
 
 def explain_model(

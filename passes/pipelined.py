@@ -13,12 +13,14 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from reclra_graph.ir.device import UNIT
 from reclra_graph.ir.homes import homes
 from reclra_graph.ir.schedule import Action, Lane, Record, Run, Schedule, Slot, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
 from reclra_graph.passes.frees import with_frees
 from reclra_graph.passes.simulate import simulate
 from reclra_graph.passes.sync import synchronised
+from reclra_graph.passes.timetable import timetable
 from reclra_graph.rules.operators import draws
 
 Key = tuple[int, ...]
@@ -214,10 +216,12 @@ def _schedule(
     if overlap:
         actions = _unjoined(tasks, queues, actions, lane_of)
     hosted = with_frees(tasks, in_order(actions, started, drawing(tasks)), dict(lane_of))
-    slots = [Slot(item.name, item.lane, start, start + item.cost) for item, start in placed if item.cost]
+    slots = tuple(Slot(item.name, item.lane, start, start + item.cost) for item, start in placed if item.cost)
+    if tasks.plan.device != UNIT:  # with the copies between GPUs
+        slots = timetable(tasks, hosted, {lane.id: lane.device for lane in lanes})
     return Schedule(
-        tasks, lanes, tuple(hosted), tuple(slots), max((slot.end for slot in slots), default=0),
-        _waves(tasks, lane_of), overlap=overlap,
+        tasks, lanes, tuple(hosted), slots, max((slot.end for slot in slots), default=0), _waves(tasks, lane_of),
+        overlap=overlap, clock=tasks.plan.device.clock,
     )  # fmt: skip
 
 

@@ -10,48 +10,59 @@ launch (``reclra_graph.ir.device``). In the unit-cost model nothing changes.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from reclra_graph.ir.device import UNIT, Device, whole
-from reclra_graph.ir.operators import references
-from reclra_graph.ir.tasks import Call, TaskGraph
+from reclra_graph.ir.operators import TensorType, references
+from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.passes.calls import Values, without_numbers
 from reclra_graph.passes.kernels import CountKernels, Kernel
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A task, the kernels that it runs, and the (name, type) of each tensor that it reads."""
+
+    task: Task
+    kernels: tuple[Kernel, ...]
+    given: tuple[tuple[str, TensorType], ...]
+
+    def priced(self, device: Device) -> Task:
+        """The task with its cost on a device."""
+        seconds = sum(device.seconds(*item) for item in self.kernels) + len(self.kernels) * device.launch
+        flops, size = sum(item[0] for item in self.kernels), sum(item[1] for item in self.kernels)
+        return replace(self.task, cost=whole(seconds), flops=flops, bytes=size)
 
 
 def price(tasks: TaskGraph, device: Device) -> TaskGraph:
     """The same tasks with their cost, their floating-point operations and the bytes they move."""
     if device == UNIT:
         return tasks
-    priced = []
-    for task, kernels in zip(tasks.tasks, counted(tasks), strict=True):
-        flops, size = sum(item[0] for item in kernels), sum(item[1] for item in kernels)
-        seconds = sum(device.seconds(*item) for item in kernels) + len(kernels) * device.launch
-        priced.append(replace(task, cost=whole(seconds), flops=flops, bytes=size))
-    return replace(tasks, tasks=tuple(priced))
+    return replace(tasks, tasks=tuple(item.priced(device) for item in counted(tasks)))
 
 
-def counted(tasks: TaskGraph) -> list[list[Kernel]]:
-    """The kernels of every task, in the order of the tasks."""
+def counted(tasks: TaskGraph) -> Iterator[Counted]:
+    """The kernels of every task, in the order of the tasks, for the plan's batch."""
     values = Values(tasks, tasks.plan.batch, without_numbers)
-    found: list[list[Kernel]] = []
     for task in tasks.tasks:
-        kernels: list[Kernel] = []
-        for call in task.calls:
-            kernels += _kernels(call, values)
-        found.append(kernels)
-    return found
+        given = tuple(
+            (name, TensorType(tuple(value.shape), str(value.dtype).removeprefix("torch.")))
+            for name in task.reads
+            if isinstance(value := values.held.get(name), Tensor)
+        )
+        kernels = [kernel for call in task.calls for kernel in _kernels(call, values)]
+        yield Counted(task, tuple(kernels), given)
 
 
 def _kernels(call: Call, values: Values) -> list[Kernel]:
     """The kernels of a call. What runs only on real numbers, as a sub-module kept whole does, counts as one kernel
     that reads its arguments, writes its results, and multiplies each of its parameters once per sample."""
-    with _counting() as counter:
+    counter = CountKernels()
+    with torch.no_grad(), counter:
         try:
             values.run(call)
             return counter.found
@@ -59,15 +70,8 @@ def _kernels(call: Call, values: Values) -> list[Kernel]:
             pass
     values.declare(call)
     read = dict.fromkeys(references((*call.args, *(item for _, item in call.kwargs))))
-    given = [values.held[name] for name in read if isinstance(values.held.get(name), Tensor)]
+    given = [value for name in read if isinstance(value := values.held.get(name), Tensor)]
     made = [values.held[name] for name in call.results if name]
     stored = sum(values.held[name].numel() for name in read if name.startswith("P["))
     size = sum(item.numel() * item.element_size() for item in (*given, *made))
     return [(2 * stored * values.batch + sum(item.numel() for item in made), size)]
-
-
-@contextlib.contextmanager
-def _counting() -> Iterator[CountKernels]:
-    counter = CountKernels()
-    with torch.no_grad(), counter:
-        yield counter

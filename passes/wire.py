@@ -20,6 +20,7 @@ import networkx as nx
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.costs import Costs
+from reclra_graph.ir.device import Device
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
 from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan
 from reclra_graph.options import Options
@@ -79,7 +80,7 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     update = tuple((region.id, _update_rule(regions, region, options)) for region in regions.regions if region.learns)
     return WiringPlan(
         regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options),
-        _losses(regions, options), candidates, _why(winner, wiring, candidates, options), options.seed,
+        _losses(regions, options), candidates, _why(winner, wiring, candidates, options, costs.device), options.seed,
         costs.device, 0 if costs.clock == "unit" else costs.batch,
     )  # fmt: skip
 
@@ -295,16 +296,16 @@ def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> li
     return [*targets, *updates]
 
 
-def _why(winner: Candidate, wiring: _Wiring, candidates: Sequence[Candidate], options: Options) -> str:
+def _why(winner: Candidate, wiring: _Wiring, candidates: Sequence[Candidate], options: Options, device: Device) -> str:
     gpus = f"{options.gpus} GPU" + ("s" if options.gpus > 1 else "")
     if winner.name in ("explicit", "relays") or (options.wiring != "auto" and winner.name == options.wiring):
         return f"{winner.name}: asked for"
     rivals = [item for item in candidates if item.name != winner.name and item.name != "chain"]
     faster = [item for item in rivals if item.makespan > winner.makespan]
     equal = [item for item in rivals if item.makespan == winner.makespan]
-    said = f"{winner.name}: makespan {winner.makespan} on {gpus}"
+    said = f"{winner.name}: makespan {device.shown(winner.makespan)} on {gpus}"
     if faster:
-        said += ", before " + " and ".join(f"{item.name} with {item.makespan}" for item in faster)
+        said += ", before " + " and ".join(f"{item.name} with {device.shown(item.makespan)}" for item in faster)
     for item in equal:
         memory = _less(winner.bytes, item.bytes)
         reason = "its relays are the model's own" if wiring.structural else "its error paths are shorter"

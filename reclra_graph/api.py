@@ -54,6 +54,7 @@ def compile(  # named as torch.compile is
     placement: str = "auto",
     overlap_steps: bool = False,
     device: str = "unit",
+    profile: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> CompiledStep:
     """A training step for ``model`` without backpropagation. The model is not changed, only read.
@@ -80,7 +81,8 @@ def compile(  # named as torch.compile is
         micro-batches or overlapping steps. overlap_steps: let the next step begin in regions that are updated already;
         call ``step.join()`` before you read parameters elsewhere.
     device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
-        (docs/architecture.md), or "unit", the paper's unit-cost model.
+        (docs/architecture.md), or "unit", the paper's unit-cost model. profile: measure costs on the model's own device
+        instead; what was measured is kept in the user's cache folder.
     progress: told the name of each pass as it starts.
 
     Raises UsageError for impossible options, ModelError (all problems at once) where the model cannot be compiled.
@@ -92,7 +94,7 @@ def compile(  # named as torch.compile is
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
         synapse_entries=synapse_entries, frontend=frontend, micro_batches=micro_batches, placement=placement,
-        overlap_steps=overlap_steps, device=device,
+        overlap_steps=overlap_steps, device=device, profile=profile,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)

@@ -87,8 +87,8 @@ CODES: dict[str, tuple[str, str]] = {
     "RG407": ("dead-region", "Give the region an incoming error edge, so that it is reached from the output."),
     "RG408": ("error-cycle", "Error edges must form no cycle: an error never returns to its source."),
     "RG409": ("unknown-output", "Use one of the labels that the cause lists, in `output` or in `loss`."),
-    "RG420": ("unknown-device", "Choose a device by name, or describe one in a JSON file."),
-    "RG421": (
+    "RG430": ("unknown-device", "Choose a device by name, or describe one in a JSON file."),
+    "RG431": (
         "bad-device-file",
         "Write one JSON object with flops, bandwidth, launch, link, latency and memory, each a number above 0.",
     ),

@@ -36,7 +36,8 @@ class Options:
     pairs.
     label_smoothing, ignore_index, class_weights: of "cross-entropy" and "causal-lm", as torch has them. frontend: the
     rung of the capture ladder, "auto" for the first that works. device: what costs are those of, by a name of
-    ``reclra_graph.ir.device.DEVICES`` or a JSON file; "unit" is the paper's unit-cost model.
+    ``reclra_graph.ir.device.DEVICES`` or a JSON file; "unit" is the paper's unit-cost model. profile: measure
+    costs on this machine, instead of taking them from the device's numbers.
     micro_batches: parts that a batch is cut into; parameters learn once, from all. placement: "pipeline" gives every
     GPU regions of its own, and their part of the forward pass; "auto" does so where there are several micro-batches or
     overlapping steps. overlap_steps: let a step begin in regions that the one before has updated.
@@ -66,6 +67,7 @@ class Options:
     class_weights: tuple[float, ...] = ()
     frontend: str = "auto"
     device: str = "unit"
+    profile: bool = False
     micro_batches: int = 1
     placement: str = "auto"
     overlap_steps: bool = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from reclra_graph.export.panels import Box, Panel, panels_of
 from reclra_graph.ir.operators import Operator, OperatorGraph
+from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import WiringPlan
 
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -242,3 +243,11 @@ def _title(operator: Operator) -> str:
     kind = operator.type or next((item for item in operator.types if item is not None), None)
     parts = [f"{operator.name} = {operator.target}", str(kind) if kind else "", operator.module, operator.line]
     return "\n".join(part for part in parts if part)
+
+
+def time_text(schedule: Schedule) -> str:
+    """The makespan of a schedule: ``5 time units``, or ``1.24 ms``."""
+    device, makespan = schedule.tasks.plan.device, schedule.makespan
+    if device.clock != "unit":
+        return device.shown(makespan)
+    return f"{makespan} time unit{'' if makespan == 1 else 's'}"

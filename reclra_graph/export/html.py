@@ -8,11 +8,12 @@ from collections import Counter
 from html import escape
 from typing import Any
 
-from reclra_graph.export.boxes import bytes_text
+from reclra_graph.export.boxes import bytes_text, time_text
 from reclra_graph.export.gantt import gantt_svg
 from reclra_graph.export.page import SCRIPT, STYLE
 from reclra_graph.export.panels import size_text
 from reclra_graph.export.svg import DEEPEST, DEPTHS, DEPTHS_DARK, clip, draw
+from reclra_graph.ir.device import Device
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import Candidate, WiringPlan
@@ -27,7 +28,7 @@ def plan_html(schedule: Schedule) -> str:
     facts = (
         f"{len(plan.regions.sites)} regions, {learning} of them learn · {plan.wiring} wiring, depth {plan.depth} · "
         f"{len(plan.edges)} error synapses, {memory} · {_count(len(schedule.lanes), 'lane')}, "
-        f"{_count(schedule.makespan, 'time unit')}"
+        f"{time_text(schedule)}"
     )
     options = "".join(
         f'<option value="{region.id}">r{region.id} {escape(clip(region.name or region.kind, 48))}</option>'
@@ -68,7 +69,7 @@ Enter holds one, Esc lets go.</span>
 from the output, and what it learns.</p></aside>
 <section aria-labelledby="lanes">
 <h2 id="lanes">Lanes over time</h2>
-<p class="hint">Targets filled, updates outlined; one time unit is one target or one update.</p>
+<p class="hint">Targets filled, updates outlined; {_clock(plan)}.</p>
 <div class="wide" tabindex="0" role="region" aria-label="Lanes over time, scrolls">
 {gantt_svg(schedule)}
 </div>
@@ -123,7 +124,7 @@ def _candidates(plan: WiringPlan) -> str:
     """Table of the wirings that were compared."""
     if not plan.candidates:
         return ""
-    rows = "".join(_candidate(candidate) for candidate in plan.candidates)
+    rows = "".join(_candidate(candidate, plan.device) for candidate in plan.candidates)
     return f"""<section aria-labelledby="wirings">
 <h2 id="wirings">Wirings compared</h2>
 <div class="wide" tabindex="0" role="region" aria-label="Wirings compared, scrolls">
@@ -138,13 +139,20 @@ def _candidates(plan: WiringPlan) -> str:
 </section>"""
 
 
-def _candidate(candidate: Candidate) -> str:
+def _clock(plan: WiringPlan) -> str:
+    """What the time axis counts."""
+    if plan.device.clock == "unit":
+        return "one time unit is one target or one update"
+    return f"times as predicted for the device {escape(plan.device.name)} and a batch of {plan.batch}"
+
+
+def _candidate(candidate: Candidate, device: Device) -> str:
     mark = ' <strong class="mark">✓ chosen</strong>' if candidate.chosen else ""
     cells = (
         str(candidate.depth),
         _some([str(region) for region in candidate.relays], 10) or "none",
-        str(candidate.makespan),
-        str(candidate.makespan_one),
+        device.shown(candidate.makespan),
+        device.shown(candidate.makespan_one),
         f"{candidate.makespan_one / candidate.makespan:.1f}×" if candidate.makespan else "",
         bytes_text(candidate.bytes),
         str(candidate.path),

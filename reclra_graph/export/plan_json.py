@@ -53,6 +53,8 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "relays": list(plan.relays),
         "why": plan.why,
         "outputs": [_output(item, number) for item, number in zip(plan.losses, plan.regions.outputs, strict=True)],
+        "device": plan.device.name,
+        "clock": plan.device.clock,
         "makespan": schedule.makespan,
         "makespan_one": chosen.makespan_one if chosen else None,
         "makespan_chain": chain.makespan if chain else None,

@@ -103,16 +103,24 @@ def wave_lines(schedule: Schedule) -> Iterator[str]:
         yield f"wave {number} on {count(len(lanes), 'lane')}   " + "   ".join(parts)
 
 
+def model_note(plan: WiringPlan) -> str:
+    """Which model predicted times come from."""
+    if plan.device.clock == "unit":
+        return MODEL_NOTE
+    return f"cost model of the device {plan.device.name} for a batch of {plan.batch}; the forward pass is not counted"
+
+
 def prediction_lines(schedule: Schedule) -> Iterator[str]:
     """Predicted times and speed-ups, labelled with the model they come from."""
     plan = schedule.tasks.plan
-    yield f"({MODEL_NOTE})"
-    yield f"makespan on {count(plan.gpus, 'GPU')}: {schedule.makespan}"
+    shown = plan.device.shown
+    yield f"({model_note(plan)})"
+    yield f"makespan on {count(plan.gpus, 'GPU')}: {shown(schedule.makespan)}"
     one, chain = baselines(plan)
     if one is not None:
-        yield f"same wiring on one GPU: {one}, so {ratio(one, schedule.makespan)} as fast"
+        yield f"same wiring on one GPU: {shown(one)}, so {ratio(one, schedule.makespan)} as fast"
     if chain is not None:
-        yield f"chain wiring on {count(plan.gpus, 'GPU')}: {chain}, so {ratio(chain, schedule.makespan)} as fast"
+        yield f"chain wiring on {count(plan.gpus, 'GPU')}: {shown(chain)}, so {ratio(chain, schedule.makespan)} as fast"
 
 
 def second_lines(seconds: Sequence[tuple[str, float]]) -> Iterator[str]:
@@ -214,8 +222,8 @@ def _candidates(plan: WiringPlan) -> Iterator[str]:
             candidate.name,
             str(candidate.depth),
             ", ".join(map(str, candidate.relays)) or "-",
-            str(candidate.makespan),
-            str(candidate.makespan_one),
+            plan.device.shown(candidate.makespan),
+            plan.device.shown(candidate.makespan_one),
             size(candidate.bytes),
             str(candidate.path),
         )

@@ -6,7 +6,7 @@ from collections import Counter
 from html import escape
 from itertools import pairwise
 
-from reclra_graph.export.boxes import Picture, bytes_text, picture
+from reclra_graph.export.boxes import Picture, bytes_text, picture, time_text
 from reclra_graph.export.layout import BOX_HEIGHT, BOX_WIDTH, DOT, ENTRY, number
 from reclra_graph.export.lines import Line
 from reclra_graph.export.panels import size_text
@@ -152,7 +152,7 @@ def _header(schedule: Schedule, page: Page) -> tuple[str, list[str], float, floa
     facts = (
         f"{len(plan.regions.sites)} regions · {plan.wiring} wiring, depth {plan.depth} · "
         f"{len(plan.edges)} error synapses, {bytes_text(memory)} · "
-        f"{lanes} lane{'s' if lanes != 1 else ''}, {schedule.makespan} time units · "
+        f"{lanes} lane{'s' if lanes != 1 else ''}, {time_text(schedule)} · "
         "r3 region · L1 lane that computes its target"
     )
     limit = max(page.width, 20 + 6.7 * len(facts))

@@ -15,7 +15,6 @@ are what a plan needs.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -61,6 +60,16 @@ class Device:
         """Nanoseconds until ``size`` bytes have arrived on another device; 0 in unit costs."""
         return 0 if self == UNIT else whole(self.latency + size / self.link)
 
+    def shown(self, cost: int) -> str:
+        """A cost for people: ``"5"`` in unit costs, else ``"18.2 µs"``, ``"1.24 ms"``, ``"2.31 s"``."""
+        if self == UNIT:
+            return str(cost)
+        for unit, size in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
+            if cost >= size:
+                amount = cost / size
+                return f"{amount:.{max(0, 3 - len(str(int(amount))))}f} {unit}"
+        return f"{cost} ns"
+
 
 def whole(seconds: float) -> int:
     """Seconds as a whole number of nanoseconds, at least 1: costs are integers, so that sums do not depend on order."""
@@ -81,6 +90,9 @@ DEVICES: dict[str, Device] = {
     )
 }
 
+LEAST, MOST = 1e-12, 1e24
+"""What the numbers of a device lie between."""
+
 _NUMBERS = tuple(field.name for field in fields(Device) if field.name != "name")
 
 
@@ -91,34 +103,35 @@ def find_device(name: str) -> tuple[Device, tuple[Problem, ...]]:
     if not isinstance(name, str) or not name.endswith(".json"):
         known = ", ".join(repr(item) for item in DEVICES)
         advice = f"Choose one of {known}, or give a JSON file with {', '.join(_NUMBERS)}."
-        return UNIT, (Problem("RG420", f"there is no device named {name!r}", "device", advice),)
+        return UNIT, (Problem("RG430", f"there is no device named {name!r}", "device", advice),)
     try:
         value = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # not UTF-8 and not JSON are ValueErrors
-        cause = f"cannot be read: {type(error).__name__}: {error}"
-        return UNIT, (Problem("RG421", cause, name),)
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8 and not JSON are ValueErrors
+        cause = f"cannot be read: {type(error).__name__}: {str(error)[:120]}"
+        return UNIT, (Problem("RG431", cause, name),)
     return _from_json(value, name)
 
 
 def _from_json(value: Any, place: str) -> tuple[Device, tuple[Problem, ...]]:
     """A device from the content of its file; every wrong field is told."""
     if not isinstance(value, dict):
-        return UNIT, (Problem("RG421", f"holds a {type(value).__name__}, not an object", place),)
+        return UNIT, (Problem("RG431", f"holds a {type(value).__name__}, not an object", place),)
     found: list[Problem] = []
     missing = [name for name in _NUMBERS if name not in value]
     if missing:
-        found.append(Problem("RG421", f"does not say {', '.join(missing)}", place))
+        found.append(Problem("RG431", f"does not say {', '.join(missing)}", place))
     strange = sorted(set(value) - {"name", *_NUMBERS})
     if strange:
-        found.append(Problem("RG421", f"says {', '.join(strange)}, which no device has", place))
+        found.append(Problem("RG431", f"says {', '.join(strange)}, which no device has", place))
     for name in _NUMBERS:
         number = value.get(name, 1)
-        fits = isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf
-        if not fits:
-            found.append(Problem("RG421", f"{name} is {number!r}, not a number above 0", place))
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not LEAST <= number <= MOST:
+            cause = f"{name} is {str(number)[:40]}, not a number from {LEAST:g} to {MOST:g}"
+            found.append(Problem("RG431", cause, place))
     name = value.get("name", Path(place).stem)
     if not isinstance(name, str) or name in DEVICES or not name:
-        found.append(Problem("RG421", f"name is {name!r}: not a text, or the name of another device", place))
+        cause = f"name is {str(name)[:40]!r}: no text, or the name of another device"
+        found.append(Problem("RG431", cause, place))
     if found:
         return UNIT, tuple(found)
     numbers = {item: float(value[item]) for item in _NUMBERS if item != "memory"}
