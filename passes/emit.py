@@ -13,16 +13,17 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import prod
 
-from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph, Ref, TensorType
+from reclra_graph.ir.operators import OPAQUE, Argument, DeviceArgument, Operator, OperatorGraph, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Call, Task
-from reclra_graph.passes import template
+from reclra_graph.passes import placed_template, template
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
 from reclra_graph.passes.target_types import target_types
 from reclra_graph.rules.forms import stored
 from reclra_graph.rules.operators import short
+from reclra_graph.verify.homes import homes
 
 VERSION = "0.1.0"
 _COLUMN = 68
@@ -43,11 +44,6 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)
 
 
-def _input_names(schedule: Schedule) -> list[str]:
-    check = next(item for task in schedule.tasks.tasks for item in task.calls if item.function == "check")
-    return [item.name for item in check.args[1:] if isinstance(item, Ref)]
-
-
 def _head(schedule: Schedule, stamp: str) -> str:
     plan = schedule.tasks.plan
     regions = plan.regions
@@ -55,7 +51,8 @@ def _head(schedule: Schedule, stamp: str) -> str:
     lane_of = {number: lane for wave in schedule.waves for number, lane in wave}
     synapses = {item.name: (item.shape, item.start, lane_of.get(item.region, 0)) for item in stored(plan)}
     implicit = any(edge.form == "implicit" for edge in plan.edges)
-    names = _input_names(schedule)
+    count = schedule.tasks.micro_batches
+    names = list(schedule.tasks.inputs)
     inputs = {name: (item.type.shape, item.type.dtype) for name, item in zip(names, graph.inputs, strict=True)}
     dtype = graph.types[regions.regions[regions.output].post].dtype
     held = any(buffer.constant for buffer in graph.buffers)
@@ -73,14 +70,17 @@ def _head(schedule: Schedule, stamp: str) -> str:
         starts=template.STARTS if implicit else "",
         inputs=_table(inputs),
         lanes=len(schedule.lanes),
-        smallest=_smallest_batch(graph),
+        smallest=_smallest_batch(graph) * count,
+        more=_more_tables(schedule),
         targets=_table(target_types(plan)),
     )
     kinds = {"classes" if item.classes else item.kind for item in plan.losses}
     checks = (template.CHECK_CLASSES if "classes" in kinds else "") + (
         template.CHECK_RANGE if "bce-with-logits" in kinds else ""
     )
-    runtime = template.RUNTIME.replace("@check_range@", checks)
+    if count > 1:
+        checks = placed_template.CHECK_MICRO + checks
+    runtime = _lanes_text(schedule) + template.RUNTIME.replace("@check_range@", checks)
     if any(operator.target == OPAQUE for operator in graph.operators):
         runtime += template.OPAQUE
     if implicit:
@@ -88,6 +88,43 @@ def _head(schedule: Schedule, stamp: str) -> str:
     starts = template.IMPLICIT_STARTS if implicit else template.PLAIN_STARTS
     runtime = runtime.replace("@starts@", starts).replace("@seed@", str(plan.seed)).replace("@dtype@", dtype)
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
+
+
+def _apart(schedule: Schedule) -> bool:
+    """Whether regions live on lanes of their own."""
+    return bool(schedule.tasks.plan.placement) and len(schedule.lanes) > 1
+
+
+def _more_tables(schedule: Schedule) -> str:
+    """What only micro-batches and placed regions need to know."""
+    count = schedule.tasks.micro_batches
+    text = placed_template.MICRO_BATCHES.format(count=count) if count > 1 else ""
+    if not _apart(schedule):
+        return text
+    lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    places = {name[2:-1]: lane for name, lane in homes(schedule.tasks, lane_of).items() if name[:2] == "P[" and lane}
+    for operator in schedule.tasks.plan.regions.graph.operators:
+        if operator.target == OPAQUE:  # all that a sub-module holds lives where it runs
+            lane = next(lane_of[task.name] for task in schedule.tasks.tasks if _runs(task, operator.args[0]))
+            held = [item.key for item in schedule.tasks.plan.regions.graph.held]
+            places.update({key: lane for key in held if key.startswith(f"{operator.args[0]}.") and lane})
+    rows = "".join(f"    {name!r}: {lane},\n" for name, lane in sorted(places.items(), key=lambda item: item[1]))
+    return text + placed_template.PLACES.format(places=f"{{\n{rows}}}" if rows else "{}")
+
+
+def _runs(task: Task, path: Argument) -> bool:
+    """Whether a task runs the sub-module at a path as it is."""
+    return any(item.function == "opaque" and item.args[0] == path for item in task.calls)
+
+
+def _lanes_text(schedule: Schedule) -> str:
+    """How lanes work: together behind one forward pass, or apart."""
+    if not _apart(schedule):
+        return template.LANES
+    overlap = schedule.overlap
+    text = placed_template.LANES.replace("@left@\n", placed_template.LEFT + "\n" if overlap else "\n")
+    text = text.replace("@overlap@\n", placed_template.OVERLAP + "\n" if overlap else "\n")
+    return text + placed_template.PLACE + (placed_template.JOIN if overlap else "")
 
 
 def _smallest_batch(graph: OperatorGraph) -> int:
@@ -106,7 +143,7 @@ def _table(items: Mapping[str, tuple[object, ...]]) -> str:
 
 def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], ...]]:
     plan = schedule.tasks.plan
-    names = _input_names(schedule)
+    names = list(schedule.tasks.inputs)
     rates = plan.rates
     arguments = ", ".join(names)
     writer = _Writer(schedule, start)
@@ -122,14 +159,15 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     led = [item.type.shape[:1] == (plan.regions.graph.batch,) for item in plan.regions.graph.inputs]
     first = names[led.index(True)]
     writer.line(f"check_inputs({{{given}}}, target, *{first}.shape[:1])")
-    writer.line(f"B, device = {first}.shape[0], {first}.device")
+    part = f" // {schedule.tasks.micro_batches}" if schedule.tasks.micro_batches > 1 else ""
+    writer.line(f"B, device = {first}.shape[0]{part}, {first}.device")
     if len(schedule.lanes) > 1:
         writer.line("lanes = Lanes(device)")
         writer.line("lane, record, wait, here = lanes.lane, lanes.record, lanes.wait, lanes.here")
     for lane, actions in groupby(schedule.actions, key=lambda action: action.lane):
         writer.stretch(lane, list(actions))
     writer.line("")
-    writer.line("return loss")
+    writer.line("return lanes.leave(loss, locals())" if _apart(schedule) and schedule.overlap else "return loss")
     return writer.text(), tuple(writer.first.items())
 
 
@@ -179,16 +217,20 @@ class _Writer:
     def stretch(self, lane: int, actions: list[Action]) -> None:
         """Actions of one lane that follow each other in host order."""
         early = [item for item in actions if isinstance(item, Run) and self._early(item)]
+        if self.plan.placement:
+            early = []  # forward and backward take turns here: one heading for all
         self.title(lane, early or actions)
         after_loss = bool(early)
         many = len(self.schedule.lanes) > 1
         if many and lane != 0:
             self.line(f"with lane({lane}):")
             self.depth += 1
+        if _apart(self.schedule) and any(self._makes(item) for item in actions):
+            self.line("device = lanes.device")
         for action in actions:
             if isinstance(action, Run):
                 task = self.schedule.tasks.by_name[action.task]
-                if after_loss and task.kind not in ("forward", "loss"):
+                if early and after_loss and task.kind not in ("forward", "loss"):
                     self.title(lane, [item for item in actions if not (isinstance(item, Run) and self._early(item))])
                 after_loss = task.kind in ("forward", "loss")
                 self.task(task, lane)
@@ -199,9 +241,16 @@ class _Writer:
             elif isinstance(action, Record):
                 self.line(f"record({action.event!r})")
             elif isinstance(action, Wait):
-                self.line(f"wait({action.event!r})")
+                self.line(f"lanes.wait_previous({action.event!r})" if action.earlier else f"wait({action.event!r})")
         if many and lane != 0:
             self.depth -= 1
+
+    def _makes(self, action: Action) -> bool:
+        """Whether a task makes tensors out of nothing, which needs its lane's device."""
+        return isinstance(action, Run) and any(
+            DeviceArgument() in (*item.args, *(value for _, value in item.kwargs))
+            for item in self.schedule.tasks.by_name[action.task].calls
+        )
 
     def title(self, lane: int, actions: Sequence[Action]) -> None:
         """A blank line and a heading over what follows."""
@@ -215,7 +264,7 @@ class _Writer:
     def task(self, task: Task, lane: int) -> None:
         region = self.plan.regions.regions[task.region]
         heading = self.heading(region, task)
-        key = f"{task.kind == 'forward'}:{task.group if task.kind != 'forward' else task.name}"
+        key = f"{task.kind == 'forward'}:{task.group if task.kind != 'forward' else task.name}".partition("@")[0]
         if heading and key not in self.headed:
             self.headed.add(key)
             self.line("# " + heading[0], heading[1]) if heading[1] else self.line("# " + heading[0])
@@ -225,6 +274,8 @@ class _Writer:
 
     def heading(self, region: Region, task: Task) -> tuple[str, str] | None:
         """The comment above a task: what it is, and the model's own line."""
+        if task.group == "inputs":
+            return ("the inputs" + (", in micro-batches" if self.schedule.tasks.micro_batches > 1 else ""), "")
         if task.kind == "forward":
             shown = list(dict.fromkeys(_module(self.operators[name]) for name in region.operators))
             shown = [text for text in shown if text]
@@ -244,7 +295,8 @@ class _Writer:
     def call(self, item: Call, lane: int) -> None:
         def read(value: str) -> ast.expr:
             if value[1:2] == "[" and value[:1] == "T":
-                return ast.Subscript(ast.Name("target", ast.Load()), ast.Constant(value[2:-1]), ast.Load())
+                part = ast.Subscript(ast.Name("target", ast.Load()), ast.Constant(value[2:-1]), ast.Load())
+                return call("here", [part]) if (value, lane) in self.copied else part
             if value[1:2] == "[" and value[:1] in "PE":
                 stored = ast.Subscript(ast.Name(value[0], ast.Load()), ast.Constant(value[2:-1]), ast.Load())
                 return call("here", [stored]) if (value, lane) in self.copied else stored
@@ -313,6 +365,8 @@ def _summary(schedule: Schedule, actions: Sequence[Action]) -> str:
     parts = []
     if "forward" in kinds:
         parts.append("forward, loss" if "loss" in kinds else "forward")
+    elif "loss" in kinds:
+        parts.append("loss")
     for kind, word in (("target", "targets"), ("update", "updates")):
         regions = [f"r{number}" for number in kinds.get(kind, ())]
         if regions:
@@ -320,7 +374,11 @@ def _summary(schedule: Schedule, actions: Sequence[Action]) -> str:
             parts.append(f"{word} of {shown}")
     if "buffer" in kinds:
         parts.append("buffers")
-    return "; ".join(parts) or "wait for all lanes"
+    numbers = {action.task.rpartition("@")[2] for action in actions if isinstance(action, Run) and "@" in action.task}
+    if numbers:
+        shown = ", ".join(sorted(numbers, key=int))
+        parts.insert(0, f"micro-batch{'es' if len(numbers) > 1 else ''} {shown}")
+    return "; ".join(parts) or ("the loss" if schedule.overlap else "wait for all lanes")
 
 
 def _module(operator: Operator) -> str:

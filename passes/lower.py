@@ -9,6 +9,7 @@ After:   forward tasks region by region, the loss with e_L, and for every region
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from math import prod
@@ -83,7 +84,7 @@ class _Lowering:
             self._update(self.regions[number])
         self._tied()
         self._buffers(late)
-        return TaskGraph(self.plan, tuple(self.tasks), _edges(self.tasks))
+        return TaskGraph(self.plan, tuple(self.tasks), storage_order(self.tasks))
 
     # -- values -----------------------------------------------------------------------------------------------------
 
@@ -495,7 +496,7 @@ def _stored(call: Call) -> str:
     return ""
 
 
-def _edges(tasks: list[Task]) -> tuple[tuple[str, str], ...]:
+def storage_order(tasks: Sequence[Task]) -> tuple[tuple[str, str], ...]:
     """Order between tasks that touch the same storage, one of them writing: from the order in which they stand."""
     writer: dict[str, str] = {}
     readers: dict[str, list[str]] = {}

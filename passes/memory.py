@@ -52,7 +52,8 @@ def predicted_peak(program: StepProgram, batch: int) -> tuple[int, ...]:
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
     held = _Held(sorted(set(device_of.values())))
     module: Any = probed(program, lambda task: held.on(device_of[lane_of.get(task, 0)]))
-    P = {item.key: held.base(_meta(item.type, batch), 0) for item in graph.held}
+    places = {key: device_of[lane] for key, lane in vars(module).get("PLACES", {}).items()}
+    P = {item.key: held.base(_meta(item.type, batch), places.get(item.key, 0)) for item in graph.held}
     P.update({key: P[item.key] for item in graph.parameters for key in item.tied})
     dtype = graph.types[graph.output].dtype
     E = {

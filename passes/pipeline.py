@@ -23,7 +23,9 @@ from reclra_graph.passes.costs import batch_size, device_costs, unit_costs
 from reclra_graph.passes.emit import emit
 from reclra_graph.passes.lower import lower
 from reclra_graph.passes.memory import with_peak
+from reclra_graph.passes.micro import micro
 from reclra_graph.passes.partition import partition
+from reclra_graph.passes.place import place
 from reclra_graph.passes.price import price
 from reclra_graph.passes.profile import measured_on, profile
 from reclra_graph.passes.schedule import schedule
@@ -88,11 +90,20 @@ def compile_model(
     found = clock.run("costs", lambda: _costs(regions, options, device, batch, priced))
     plan = clock.run("wire", lambda: verify(wire(regions, options, found)))
     tasks = clock.run("lower", lambda: verify(lower(plan)))
-    tasks = clock.run("price", lambda: verify(priced(tasks)))
-    timetable = clock.run("schedule", lambda: verify(schedule(tasks)))
+    part = replace(tasks.plan, batch=-(-tasks.plan.batch // options.micro_batches))
+    tasks = clock.run("price", lambda: verify(priced(replace(tasks, plan=part))))
+    tasks = clock.run("place", lambda: verify(placed(tasks, options)))
+    timetable = clock.run("schedule", lambda: verify(schedule(tasks, options.overlap_steps)))
     program = clock.run("emit", lambda: verify(emit(timetable)))
     program = clock.run("memory", lambda: verify(with_peak(program, batch)))
     return Compilation(program, constants, tuple(clock.seconds.items()))
+
+
+def placed(tasks: TaskGraph, options: Options) -> TaskGraph:
+    """The tasks with every region on a GPU and in micro-batches, where the plan or the options ask for either."""
+    if options.placed or tasks.plan.placement:
+        return micro(place(tasks), options.micro_batches)
+    return tasks
 
 
 def _costs(

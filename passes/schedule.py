@@ -16,12 +16,17 @@ from reclra_graph.ir.tasks import Task, TaskGraph
 from reclra_graph.passes.best_schedule import best_schedule
 from reclra_graph.passes.frees import with_frees
 from reclra_graph.passes.list_schedule import Job
+from reclra_graph.passes.pipelined import pipelined
 from reclra_graph.passes.sync import host_order, synchronised
 from reclra_graph.passes.timetable import hand_over, timetable, value_bytes
 
 
-def schedule(tasks: TaskGraph) -> Schedule:
-    """The schedule for as many lanes as the plan has GPUs; lanes that stay empty are left out."""
+def schedule(tasks: TaskGraph, overlap: bool = False) -> Schedule:
+    """The schedule for as many lanes as the plan has GPUs; lanes that stay empty are left out.
+
+    Where the plan places regions, their forward tasks run there too (``pipelined``), and steps may overlap."""
+    if tasks.plan.placement:
+        return pipelined(tasks, overlap)
     groups = _groups(tasks)
     placed = best_schedule(_jobs(tasks, groups), tasks.plan.gpus)
     slots = [Slot(name, item.lane, item.start, item.end) for name, item in placed.items()]

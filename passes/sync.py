@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from reclra_graph.ir.schedule import Action, Copy, Record, Run, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
-from reclra_graph.rules.forms import stored
+from reclra_graph.verify.homes import brought, homes
 
 Clock = dict[int, int]
 """For every other lane, how far it has certainly come: the place of its last task that is known to be done."""
@@ -29,18 +29,14 @@ def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[
     names = {lane: [task.name for task in queue] for lane, queue in queues.items()}
     waits, joined = fewest_waits(names, tasks.edges)
     recorded = {name for found in (*waits.values(), joined) for name in found}
-    home = {name: lane_of[task.name] for task in tasks.tasks for name in task.writes if "[" not in name}
-    # An output's error is the loss's.
-    home.update(
-        {f"E[{item.name}]": lane_of.get(f"target:{item.region}", lane_of["loss"]) for item in stored(tasks.plan)}
-    )
+    home = homes(tasks, lane_of)
     result: dict[int, list[Action]] = {}
     for lane, queue in queues.items():
         actions = result.setdefault(lane, [])
         here: set[str] = set()
         for task in queue:
             actions.extend(Wait(name, lane) for name in waits.get(task.name, ()))
-            for name in task.reads if task.kind != "optimise" else ():
+            for name in brought(tasks, task):
                 source = home.get(name, 0)
                 if source != lane and name not in here:
                     here.add(name)

@@ -44,9 +44,9 @@ INPUTS = {inputs}
 TARGETS = {targets}
 SMALLEST_BATCH = {smallest}
 LANES = {lanes}
-"""
+{more}"""
 
-RUNTIME = '''
+LANES = '''
 
 class Lanes:
     """Lanes are CUDA streams, spread over the GPUs present. Without a GPU they are nothing: work runs line by line."""
@@ -91,7 +91,9 @@ class Lanes:
             self.brought[key] = value.to(self.queues[self.current].device, non_blocking=True), value
         return self.brought[key][0]
 
+'''
 
+RUNTIME = '''
 def lane_device(lane, device="cpu"):
     """Device of a lane when lane 0 is on `device`: the GPUs in turn."""
     device = torch.device(device)

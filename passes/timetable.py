@@ -103,7 +103,7 @@ def _stays(tasks: TaskGraph, actions: Sequence[Action], devices: Mapping[int, in
             last[lane] = action.task
         elif isinstance(action, Record):
             events[action.event] = last[lane]
-        elif isinstance(action, Wait):
+        elif isinstance(action, Wait) and not action.earlier:
             waits[lane].append(events[action.event])
         elif isinstance(action, Copy) and devices[action.source] != devices[lane]:
             copies[lane].append(action.value)

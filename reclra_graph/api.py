@@ -54,6 +54,9 @@ def compile(  # named as torch.compile is
     synapse_entries: int = 1 << 22,
     synapse: str = "auto",
     frontend: str = "auto",
+    micro_batches: int = 1,
+    placement: str = "auto",
+    overlap_steps: bool = False,
     device: str = "unit",
     profile: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -82,6 +85,10 @@ def compile(  # named as torch.compile is
     synapse: form of every error synapse that it fits: "dense", "implicit" (dense, but made anew from a seed wherever it
         is used), "lowrank(r)", "conv", "channel" or "token"; the others, and all with "auto", as said above.
     frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
+    micro_batches: equal parts that every batch is cut into; parameters learn once, from all of them. placement:
+        "pipeline" gives each GPU regions of its own and their part of the forward pass, as "auto" does where there are
+        micro-batches or overlapping steps. overlap_steps: let the next step begin in regions that are updated already;
+        call ``step.join()`` before you read parameters elsewhere.
     device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
         (docs/architecture.md), or "unit", the paper's unit-cost model. profile: measure costs on the model's own device
         instead; what was measured is kept in the user's cache folder.
@@ -96,7 +103,8 @@ def compile(  # named as torch.compile is
         gpu_memory=gpu_memory, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
-        synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, device=device, profile=profile,
+        synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, micro_batches=micro_batches,
+        placement=placement, overlap_steps=overlap_steps, device=device, profile=profile,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)

@@ -98,6 +98,10 @@ CODES: dict[str, tuple[str, str]] = {
         'Give a list of edges, an object {"edges": [...], "forms": {...}}, or a plan.json.',
     ),
     "RG442": ("bad-synapse", "Give each edge a form that fits it, a known rule, and the shape of that form or none."),
+    "RG450": (
+        "uncuttable-batch",
+        "Leave micro_batches at 1, or give a model whose batch size is free and comes first.",
+    ),
     "RG501": (
         "invariant-broken",
         "This is a bug in reclra-graph (or an edited file); please report it with the model.",
@@ -106,6 +110,10 @@ CODES: dict[str, tuple[str, str]] = {
     "RG602": ("target-shape", "Feed targets with the shape and dtype that the loss expects."),
     "RG603": ("target-range", "Class indices lie between 0 and the number of classes minus one."),
     "RG604": ("not-finite", "Look for NaN in the data, or lower lr; the parameters are as they were before this step."),
+    "RG606": (
+        "no-cuda-graph",
+        "Call the step itself, which runs everywhere; graphs need CUDA and a step that can be captured.",
+    ),
     "RG605": ("different-model", "Load the plan with the model that it was compiled for."),
     "RG701": ("unwritable", "Choose another folder with --out, or change its permissions."),
     "RG702": ("bad-saved-step", "Save the step again with `step.save(dir)`."),

@@ -18,6 +18,7 @@ LOSSES = ("cross-entropy", "causal-lm", "mse", "bce-with-logits")
 FRONTENDS = ("auto", "export", "record")
 OPTIMIZERS = ("sgd",)
 UPDATES = ("analytic", "local_vjp")
+PLACEMENTS = ("auto", "pipeline")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Wired:
 Wiring: TypeAlias = str | tuple[str, ...] | Wired
 """A wiring's name, its edges such as ``("9->5", "5->4")``, or what a file says."""
 
-_UNITS = {"": 1, "b": 1, **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+_UNITS: dict[str, int] = {"": 1, "b": 1, **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
           **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}}  # fmt: skip
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 
@@ -72,6 +73,9 @@ class Options:
     rung of the capture ladder, "auto" for the first that works. device: what costs are those of, by a name of
     ``reclra_graph.ir.device.DEVICES`` or a JSON file; "unit" is the paper's unit-cost model. profile: measure
     costs on this machine, instead of taking them from the device's numbers.
+    micro_batches: parts that a batch is cut into; parameters learn once, from all. placement: "pipeline" gives every
+    GPU regions of its own, and their part of the forward pass; "auto" does so where there are several micro-batches or
+    overlapping steps. overlap_steps: let a step begin in regions that the one before has updated.
     """
 
     gpus: int = 1
@@ -102,6 +106,14 @@ class Options:
     frontend: str = "auto"
     device: str = "unit"
     profile: bool = False
+    micro_batches: int = 1
+    placement: str = "auto"
+    overlap_steps: bool = False
+
+    @property
+    def placed(self) -> bool:
+        """Whether regions are to live on GPUs of their own."""
+        return self.placement == "pipeline" or self.micro_batches > 1 or self.overlap_steps
 
     @property
     def loss_labels(self) -> tuple[str, ...]:
@@ -139,6 +151,7 @@ class Options:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("update", self.update, UPDATES),
             ("norm", self.norm, (1, 2)),
+            ("placement", self.placement, PLACEMENTS),
         ):
             if value not in allowed or isinstance(value, bool):
                 choices = ", ".join(repr(item) for item in allowed)
@@ -164,6 +177,9 @@ class Options:
             found.append(Problem("RG405", "class_weights holds other than numbers of at least 0", "class_weights"))
         if not _whole(self.seed) or not 0 <= self.seed < 1 << 63:
             found.append(Problem("RG405", f"seed is {self.seed!r}", "seed", "Give a whole number from 0 to 2**63 - 1."))
+        if not _whole(self.micro_batches) or self.micro_batches < 1:
+            cause = f"micro_batches is {self.micro_batches!r}"
+            found.append(Problem("RG405", cause, "micro_batches", "Give a whole number of at least 1."))
         for region, number in self.kappa:
             if not _whole(region) or not _finite(number) or number <= 0:
                 cause = f"kappa has {number!r} for region {region!r}"

@@ -18,6 +18,7 @@ from reclra_graph.passes.capture import capture
 from reclra_graph.passes.emit import emit
 from reclra_graph.passes.lower import lower
 from reclra_graph.passes.partition import partition
+from reclra_graph.passes.pipeline import placed
 from reclra_graph.passes.schedule import schedule
 from reclra_graph.passes.wire import wire
 from reclra_graph.runtime.compiled import CompiledStep
@@ -239,8 +240,9 @@ def regions_of(model: nn.Module, *inputs: Any, **options: Any) -> RegionGraph:
 
 def build(model: nn.Module, regions: RegionGraph, **options: Any) -> CompiledStep:
     """A step from a region graph at hand: what ``rg.compile`` does after capture and partition, in milliseconds."""
-    plan = verify(wire(regions, rg.Options(**options)))
-    program = verify(emit(verify(schedule(verify(lower(plan))))))
+    chosen = rg.Options(**options)
+    tasks = verify(placed(verify(lower(verify(wire(regions, chosen)))), chosen))
+    program = verify(emit(verify(schedule(tasks, chosen.overlap_steps))))
     return CompiledStep(copy.deepcopy(model), program, {})
 
 

@@ -40,10 +40,11 @@ class Record:
 @register
 @dataclass(frozen=True)
 class Wait:
-    """Make a lane wait for an event of another lane."""
+    """Make a lane wait for an event of another lane; ``earlier``: for the same event of the step before."""
 
     event: str
     lane: int
+    earlier: bool = False
 
 
 @register
@@ -91,6 +92,8 @@ class Schedule:
     makespan: int
     waves: tuple[tuple[tuple[int, int], ...], ...] = ()
     """For each level of the wiring below the output: (region, lane) of the targets computed there."""
+    overlap: bool = False
+    """Whether the next step may follow on each lane as it becomes free: then lane 0 joins the loss alone."""
     clock: str = "unit"
     """What times count: ``"unit"`` (a target and an update cost 1 each) or ``"ns"``."""
     peak: tuple[int, ...] = ()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from reclra_graph.ir.operators import Argument, TensorType
+from reclra_graph.ir.operators import Argument, Ref, TensorType
 from reclra_graph.ir.text import register
 from reclra_graph.ir.wiring import WiringPlan
 
 KINDS = ("forward", "loss", "displace", "target", "error", "update", "synapse", "optimise", "buffer")
+
+SEEN = "rules.micro.seen"
+"""The rule that boils an input down to one number, nan where it is not finite: the check can do with that."""
 
 
 @register
@@ -56,14 +59,28 @@ class Task:
 @register
 @dataclass(frozen=True)
 class TaskGraph:
-    """All tasks of a step, in an order in which they can run, and the order they must keep."""
+    """All tasks of a step, in an order in which they can run, and the order they must keep.
+
+    With ``micro_batches`` the tasks of one micro-batch ``k`` end in ``@k``; their ``B`` is the size of a micro-batch.
+    """
 
     plan: WiringPlan
     tasks: tuple[Task, ...]
     edges: tuple[tuple[str, str], ...]
     """(before, after) pairs: every pair of tasks that touch the same storage, one of them writing, is ordered."""
+    micro_batches: int = 1
 
     @cached_property
     def by_name(self) -> dict[str, Task]:
         """Tasks by name."""
         return {task.name: task for task in self.tasks}
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the step's inputs: what the loss's check looks at beside the loss, or what stands behind it."""
+        calls = [call for task in self.tasks for call in task.calls]
+        seen = {call.results[0]: call.args[0] for call in calls if call.function == SEEN}
+        checked = [item for call in calls if call.function == "check" for item in call.args[1:]]
+        named = [item for item in checked if isinstance(item, Ref)]
+        behind = [seen.get(item.name, item) for item in named]
+        return tuple(item.name for item in behind if isinstance(item, Ref))

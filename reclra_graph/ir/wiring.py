@@ -152,7 +152,9 @@ class WiringPlan:
     ``losses`` belong to the outputs in order. ``relays`` are the regions that pass their error on (the outputs apart),
     ascending; ``depth`` is the longest error path from the output in edges. ``update`` has one entry per learning
     region: ``"analytic"`` or ``"local_vjp"``. ``device`` is what the plan was made for; its ``clock`` is that of every
-    cost and makespan. ``batch`` is the batch size of those costs; 0 in unit costs, which know none.
+    cost and makespan. ``batch`` is the batch size of those costs; 0 in unit costs, which know none. ``placement`` says
+    on which GPU each region lives, as (region, GPU) pairs; with none, the forward pass runs on the first GPU and the
+    rest wherever there is room.
     """
 
     regions: RegionGraph

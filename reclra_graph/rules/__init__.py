@@ -20,6 +20,7 @@ def rule(name: str) -> Callable[..., Any]:
         "implicit",
         "layout",
         "loss",
+        "micro",
         "synapse",
         "target",
         "updates",

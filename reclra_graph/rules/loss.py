@@ -34,7 +34,7 @@ def cross_entropy(
     causal language model. Returns a 0-dim tensor.
     """
     if shift:
-        target = _following(target, ignore)
+        target = following(target, ignore)
     w, index = _weights(z, weights), _IGNORED if ignore is None else ignore
     if axis == -1:
         z, target = z.flatten(0, -2), target.flatten()
@@ -56,7 +56,7 @@ def cross_entropy_error(
     if ignore is None and weights is None and not shift:
         return _plain_error(p, z, target, classes, positions, axis, smoothing)
     if shift:
-        target, ignore = _following(target, ignore), _IGNORED if ignore is None else ignore
+        target, ignore = following(target, ignore), _IGNORED if ignore is None else ignore
     at = target.unsqueeze(axis)
     counts = None if ignore is None else at.ne(ignore)
     if counts is not None:
@@ -92,9 +92,14 @@ def _plain_error(
     return e if positions == 1 else e / positions
 
 
-def _following(target: Tensor, ignore: int | None) -> Tensor:
+def following(target: Tensor, ignore: int | None) -> Tensor:
     """The target of the next position; at the last, one that is ignored. target: [B, T], and so is what returns."""
-    return F.pad(target[:, 1:], (0, 1), value=_IGNORED if ignore is None else ignore)
+    return F.pad(target[:, 1:], (0, 1), value=ignored(ignore))
+
+
+def ignored(ignore: int | None) -> int:
+    """The index of targets that do not count: PyTorch's own unless another was given."""
+    return _IGNORED if ignore is None else ignore
 
 
 def _weights(z: Tensor, weights: Weights) -> Tensor | None:

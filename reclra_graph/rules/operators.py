@@ -83,8 +83,13 @@ def _pointwise(target: str) -> bool:
 
 def is_random(operator: Operator) -> bool:
     """Whether the operator draws random numbers."""
+    return draws(operator.target)
+
+
+def draws(target: str) -> bool:
+    """Whether what stands behind a name draws random numbers; rules and the step's own functions do not."""
     try:
-        return torch.Tag.nondeterministic_seeded in getattr(function(operator.target), "tags", ())
+        return torch.Tag.nondeterministic_seeded in getattr(function(target), "tags", ())
     except KeyError:
         return False
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.runtime.loader import load_source
 from reclra_graph.structure import arguments, at, called
+
+if TYPE_CHECKING:
+    from reclra_graph.runtime.graphed import GraphedStep
 
 
 class CompiledStep:
@@ -62,17 +65,26 @@ class CompiledStep:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model's parameters."""
-        return next(self.model.parameters()).device
+        """Device of the model's parameters; of those on lane 0 where regions live on GPUs of their own."""
+        places = self.module.__dict__.get("PLACES", {})
+        first = next(self.model.parameters())
+        return next((item for name, item in self.model.named_parameters() if not places.get(name)), first).device
+
+    def join(self) -> None:
+        """Let the current stream go on only after all lanes. Steps that overlap leave their lanes at work: call this
+        before you read parameters or synapses elsewhere, or change them. Others have joined them already."""
+        if self.schedule.overlap and self.device.type == "cuda" and hasattr(self.module, "join"):
+            self.module.join(self.device)
 
     def storage(self) -> dict[str, Tensor]:
         """The model's parameters and buffers by key, sharing storage with the model, and the step's constants."""
         held: dict[str, Tensor] = {name: item.detach() for name, item in self.model.named_parameters()}
         held.update(self.model.named_buffers())
-        device = self.device
+        device, places = self.device, self.module.__dict__.get("PLACES", {})
         for key, value in self.constants.items():
-            if value.device != device:
-                self.constants[key] = value = value.to(device)
+            home = self.module.lane_device(places.get(key, 0), device)
+            if value.device != home:
+                self.constants[key] = value = value.to(home)
             # A table that the model has not made yet, or has made for other inputs, is the step's own.
             if key not in held or held[key].shape != value.shape:
                 held[key] = value
@@ -118,9 +130,12 @@ class CompiledStep:
             raise StepError(problems)
         return found
 
-    def _run(
-        self, inputs: Any, kwargs: Mapping[str, Any] | None, target: Tensor | Mapping[str, Tensor], optimise: Any
-    ) -> Tensor:
+    def arguments(
+        self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[list[Tensor], Tensor | dict[str, Tensor]]:
+        """The tensors that a call gives to the emitted step: its inputs, and the target or targets.
+
+        Raises StepError RG601 or RG602 where one is missing or no tensor."""
         given = self._given(inputs, kwargs)
         labels = [item.label for item in self.plan.losses]
         if len(labels) == 1:
@@ -133,20 +148,26 @@ class CompiledStep:
             wanted = "a tensor" if len(labels) == 1 else f"a dict of tensors for {', '.join(labels)}"
             raise StepError(Problem("RG602", f"the target is a {type(target).__name__}, not {wanted}", "step()"))
         goal = goal.detach() if isinstance(goal, Tensor) else {key: item.detach() for key, item in goal.items()}
-        self._settle(given[0].device)
-        rates: dict[str, Any] = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
+        return [item.detach() for item in given], goal
+
+    def settings(self) -> dict[str, Any]:
+        """What the emitted step takes beside tensors: the rates, and the sub-modules that run as they are."""
+        found: dict[str, Any] = {"lr": self.lr, "beta": self.beta, "gamma": self.gamma}
         opaque = [item.args[0] for item in self.plan.regions.graph.operators if item.target == OPAQUE]
         if opaque:
-            rates["M"] = {str(path): self.model.get_submodule(str(path)) for path in opaque}
+            found["M"] = {str(path): self.model.get_submodule(str(path)) for path in opaque}
+        return found
+
+    def _run(
+        self, inputs: Any, kwargs: Mapping[str, Any] | None, target: Tensor | Mapping[str, Tensor], optimise: Any
+    ) -> Tensor:
+        given, goal = self.arguments(inputs, target, kwargs)
+        self.place(given[0].device)
+        settings = self.settings()
         try:
-            with _in_training(list(rates.get("M", {}).values())):
+            with _in_training(list(settings.get("M", {}).values())):
                 loss: Tensor = self.module.step(
-                    self.storage(),
-                    self.synapses,
-                    *(item.detach() for item in given),
-                    goal,
-                    optimise=optimise,
-                    **rates,
+                    self.storage(), self.synapses, *given, goal, optimise=optimise, **settings
                 )
         except (ValueError, FloatingPointError) as error:
             code, _, cause = str(error).partition(" ")
@@ -155,12 +176,24 @@ class CompiledStep:
             raise
         return loss
 
-    def _settle(self, device: torch.device) -> None:
-        """Synapses follow the model to another device."""
+    def place(self, device: torch.device | str) -> None:
+        """Bring everything to where it lives, with lane 0 on ``device``: synapses follow the model to another device, and
+        where regions live on GPUs of their own, so do their parameters and buffers. Every call of the step does this."""
+        device = torch.device(device)
+        if self.module.__dict__.get("PLACES") and device.type == "cuda":
+            self.module.place(self.model, device)
         for name, (_, _, lane) in self.module.SYNAPSES.items():
             home = self.module.lane_device(lane, device)
             if self.synapses[name].device != home:
                 self.synapses[name] = self.synapses[name].to(home)
+
+    def graphed(self) -> GraphedStep:
+        """This step by CUDA graphs, as far as it can be captured: call the result as you would call the step.
+
+        Raises UsageError RG606 where the model is not on a CUDA device."""
+        from reclra_graph.runtime.graphed import GraphedStep  # which needs this file
+
+        return GraphedStep(self)
 
     def deltas(
         self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None
@@ -176,10 +209,12 @@ class CompiledStep:
             found.get(id(store), parameters)[name] = delta.to(store[name].device)
 
         loss = self._run(inputs, kwargs, target, collect)
+        self.join()
         return loss, parameters, found[id(self.synapses)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The synapses as ``"E.9->5"`` → tensor; save it beside the model's own ``state_dict()``."""
+        self.join()
         return {f"E.{name}": value for name, value in self.synapses.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -198,6 +233,7 @@ class CompiledStep:
                 problems.append(Problem("RG605", f"the plan has no {key}", key))
         if problems:
             raise ModelError(problems)
+        self.join()
         for name, value in self.synapses.items():
             value.copy_(state[f"E.{name}"])
 

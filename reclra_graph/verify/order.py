@@ -40,7 +40,7 @@ class HappensBefore:
         for action in schedule.actions:
             lane = action.lane
             done = self.done.get(lane, 0)
-            if isinstance(action, Wait):
+            if isinstance(action, Wait) and not action.earlier:
                 done |= marks.get(action.event, 0)
             self.at.append(done)
             if isinstance(action, Run):

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
-from reclra_graph.rules.forms import stored
+from reclra_graph.verify.homes import brought, homes
 from reclra_graph.verify.order import HappensBefore, conflicts
+from reclra_graph.verify.overlap import overlap_problems
 
 
 def schedule_problems(schedule: Schedule) -> Iterator[Problem]:
@@ -21,6 +22,7 @@ def schedule_problems(schedule: Schedule) -> Iterator[Problem]:
     yield from _frees(schedule, order)
     yield from _copies(schedule, order)
     yield from _times(schedule)
+    yield from overlap_problems(schedule)
     yield from _waves(schedule)
     if schedule.peak and len(schedule.peak) != len({lane.device for lane in schedule.lanes}):
         yield Problem("RG501", f"{len(schedule.peak)} peaks of memory for other devices than there are", "peak")
@@ -57,11 +59,16 @@ def _repeated(schedule: Schedule) -> int:
 
 def _events(schedule: Schedule) -> Iterator[Problem]:
     recorded: dict[str, int] = {}
+    marked = {action.event for action in schedule.actions if isinstance(action, Record)}
     for index, action in enumerate(schedule.actions):
         if isinstance(action, Record):
             if action.event in recorded:
                 yield Problem("RG501", f"event {action.event} is recorded twice", _place(schedule, index))
             recorded[action.event] = action.lane
+        elif isinstance(action, Wait) and action.earlier:
+            if action.event not in marked:
+                cause = f"waits for {action.event} of the step before, which is never recorded"
+                yield Problem("RG501", cause, _place(schedule, index))
         elif isinstance(action, Wait) and action.event not in recorded:
             yield Problem(
                 "RG501",
@@ -85,6 +92,8 @@ def _races(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
 def _joins(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
     final = order.done.get(0, 0)
     late = [task.name for task in schedule.tasks.tasks if not final & order.bit[task.name]]
+    if schedule.overlap:  # the next step goes on where each lane stands, and the caller wants the loss alone
+        late = [name for name in late if "loss" in schedule.tasks.by_name[name].writes]
     if late:
         yield Problem("RG501", f"lane 0 ends without waiting for {', '.join(late[:5])}", "end of lane 0")
 
@@ -124,14 +133,12 @@ def _frees(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
 def _copies(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
     """A value made on one lane and read on another is copied there first: the lanes may be on different GPUs."""
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
-    loss = lane_of.get("loss", 0)  # an output's error is the loss's
-    made = {name: lane_of.get(task.name, 0) for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
-    made.update({f"E[{item.name}]": lane_of.get(f"target:{item.region}", loss) for item in stored(schedule.tasks.plan)})
-    brought: set[tuple[str, int]] = set()
+    made = homes(schedule.tasks, lane_of)
+    copied: set[tuple[str, int]] = set()
     writers = {name: task.name for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
     for index, action in enumerate(schedule.actions):
         if isinstance(action, Copy):
-            brought.add((action.value, action.lane))
+            copied.add((action.value, action.lane))
             if action.source != made.get(action.value, 0):
                 cause = f"{action.value} is copied from lane {action.source}; it is lane {made.get(action.value, 0)}'s"
                 yield Problem("RG501", cause, _place(schedule, index))
@@ -143,12 +150,14 @@ def _copies(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
         elif isinstance(action, Run) and action.task in schedule.tasks.by_name:
             task = schedule.tasks.by_name[action.task]
             for value in task.writes:
-                if value.startswith("E[") and made.get(value, action.lane) != action.lane:
+                if (value.startswith("E[") or schedule.tasks.plan.placement) and made.get(
+                    value, action.lane
+                ) != action.lane:
                     cause = f"{action.task} changes {value}, which lane {made[value]} owns"
                     yield Problem("RG501", cause, _place(schedule, index))
-            for value in task.reads if task.kind != "optimise" else ():
+            for value in brought(schedule.tasks, task):
                 home = made.get(value, 0)
-                if home != action.lane and (value, action.lane) not in brought:
+                if home != action.lane and (value, action.lane) not in copied:
                     yield Problem(
                         "RG501", f"{action.task} reads {value} of lane {home} without a copy", _place(schedule, index)
                     )

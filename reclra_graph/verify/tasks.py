@@ -43,7 +43,7 @@ def _storage(tasks: TaskGraph) -> Iterator[Problem]:
     for name, found in writers.items():
         if len(found) > 1:
             yield Problem("RG501", f"{name} is written by {' and '.join(found)}", f"task {found[1]}")
-    outside = {"target", *_inputs(tasks)}
+    outside = {"target", *tasks.inputs}
     for task in tasks.tasks:
         for name in task.reads:
             if name not in writers and "[" not in name and name not in outside:
@@ -66,12 +66,6 @@ def _declared(tasks: TaskGraph) -> Iterator[Problem]:
         for name in sorted((made | placed) ^ set(task.writes)):
             said = "says that it writes" if name in task.writes else "writes without saying so"
             yield Problem("RG501", f"{task.name} {said} {name}", f"task {task.name}")
-
-
-def _inputs(tasks: TaskGraph) -> set[str]:
-    """Names of the step's inputs: the arguments of the loss's check, the loss itself apart."""
-    checks = [call for task in tasks.tasks for call in task.calls if call.function == "check"]
-    return {getattr(item, "name", "") for call in checks for item in call.args}
 
 
 def _parameters(tasks: TaskGraph) -> Iterator[Problem]:
