@@ -257,7 +257,7 @@ def test_momentum_and_decay_are_exact_and_adam_is_not(form: str) -> None:
         for kind in (form, "dense"):
             step, x, target = compiled("maps", wiring="flat", synapse=kind)
             if steps:
-                for edge in step.plan.edges:
+                for edge in steps[0].plan.edges:
                     step.synapses[edge.synapse].copy_(torch.from_numpy(whole(steps[0], edge, steps[0].synapses)))
             steps.append(step)
         makers = [list(item.model.parameters()) + list(item.synapses.values()) for item in steps]

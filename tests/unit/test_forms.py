@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch import Tensor, nn
@@ -130,8 +133,8 @@ def test_ranks() -> None:
 # -- the verifier ----------------------------------------------------------------------------------------------------
 
 
-def broken(form: str, name: str = "2->1", **changes: Any) -> WiringPlan:
-    plan = wired(wiring="chain", synapse=form)
+def broken(asked: str, name: str = "2->1", **changes: Any) -> WiringPlan:
+    plan = wired(wiring="chain", synapse=asked)
     edges = tuple(replace(edge, **changes) if edge.name == name else edge for edge in plan.edges)
     return replace(plan, edges=edges)
 
@@ -192,14 +195,16 @@ def test_no_implicit_synapse_no_word_of_it() -> None:
     assert "def implicit(" in build(model, regions, wiring="flat", synapse="implicit").source
 
 
-def test_the_report_and_plan_json() -> None:
+def test_the_report_and_plan_json(root: Path) -> None:
     model, regions = net()
+    schema = json.loads((root / "docs" / "plan.schema.json").read_text(encoding="utf-8"))
     for form, words in (("implicit", "3x3 (what implicit synapses learn)"), ("conv", "conv 6x2x3x3")):
         step = build(model, regions, wiring="chain", synapse=form)
         text = report_text(step.program)
         assert words in text
         assert f"{form} synapses: asked for" in text
         saved = read_plan(plan_json(step.program))
+        jsonschema.validate(saved.data, schema, cls=jsonschema.Draft202012Validator)
         assert saved.edges == step.plan.edges
         assert saved.data["synapse_bytes"] == step.plan.synapse_bytes
         assert step.plan.synapse_bytes == sum(item.numel() * item.element_size() for item in step.synapses.values())
