@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 from reclra_graph.ir.schedule import Action, Copy, Record, Run, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
-from reclra_graph.rules.forms import stored
 
 
 def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[str, int]) -> dict[int, list[Action]]:
@@ -43,7 +42,7 @@ def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[
     home = {name: lane_of[task.name] for task in tasks.tasks for name in task.writes if "[" not in name}
     # An output's error is the loss's.
     home.update(
-        {f"E[{item.name}]": lane_of.get(f"target:{item.region}", lane_of["loss"]) for item in stored(tasks.plan)}
+        {f"E[{name}]": lane_of.get(f"target:{region}", lane_of["loss"]) for name, region in tasks.plan.owners.items()}
     )
     joined: dict[int, str] = {}
     for lane, queue in queues.items():

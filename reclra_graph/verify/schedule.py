@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
-from reclra_graph.rules.forms import stored
 from reclra_graph.verify.order import HappensBefore, conflicts
 
 
@@ -115,7 +114,9 @@ def _copies(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
     loss = lane_of.get("loss", 0)  # an output's error is the loss's
     made = {name: lane_of.get(task.name, 0) for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
-    made.update({f"E[{item.name}]": lane_of.get(f"target:{item.region}", loss) for item in stored(schedule.tasks.plan)})
+    made.update(
+        {f"E[{name}]": lane_of.get(f"target:{region}", loss) for name, region in schedule.tasks.plan.owners.items()}
+    )
     brought: set[tuple[str, int]] = set()
     writers = {name: task.name for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
     for index, action in enumerate(schedule.actions):

@@ -175,6 +175,13 @@ def test_names_shapes_and_first_values() -> None:
     assert [item.region for item in stored(plan)] == [5, 4, 4, 3, 3, 2, 2, 1]
 
 
+@pytest.mark.parametrize("form", ["dense", "conv", "lowrank(2)", "implicit"])
+def test_owners_are_those_of_what_is_stored(form: str) -> None:
+    for wiring in ("flat", "chain"):
+        plan = wired(wiring=wiring, synapse=form)
+        assert plan.owners == {item.name: item.region for item in stored(plan)}
+
+
 def test_first_values_and_the_seed() -> None:
     model, regions = net()
     step = build(model, regions, wiring="flat", synapse="implicit", gpus=2)
