@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import prod
 
+from reclra_graph.ir.homes import homes
 from reclra_graph.ir.operators import OPAQUE, Argument, DeviceArgument, Operator, OperatorGraph, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
@@ -23,7 +24,6 @@ from reclra_graph.passes.printing import argument, call, operator_call, rule_lin
 from reclra_graph.passes.target_types import target_types
 from reclra_graph.rules.forms import stored
 from reclra_graph.rules.operators import short
-from reclra_graph.verify.homes import homes
 
 VERSION = "0.1.0"
 _COLUMN = 68

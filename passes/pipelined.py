@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reclra_graph.ir.device import UNIT
+from reclra_graph.ir.homes import homes
 from reclra_graph.ir.schedule import Action, Lane, Record, Run, Schedule, Slot, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
 from reclra_graph.passes.frees import with_frees
@@ -21,7 +22,6 @@ from reclra_graph.passes.simulate import simulate
 from reclra_graph.passes.sync import synchronised
 from reclra_graph.passes.timetable import timetable
 from reclra_graph.rules.operators import draws
-from reclra_graph.verify.homes import homes
 
 Key = tuple[int, ...]
 

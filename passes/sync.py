@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from reclra_graph.ir.homes import brought, homes
 from reclra_graph.ir.schedule import Action, Copy, Record, Run, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
-from reclra_graph.verify.homes import brought, homes
 
 Clock = dict[int, int]
 """For every other lane, how far it has certainly come: the place of its last task that is known to be done."""

@@ -10,6 +10,7 @@ from functools import cached_property
 from reclra_graph.ir.device import UNIT, Device
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.text import register
+from reclra_graph.options import rank_of
 
 
 @register
@@ -188,6 +189,17 @@ class WiringPlan:
     def matrix_of(self) -> dict[str, Matrix]:
         """The matrix through which each implicit edge that learns sends, by the edge's name."""
         return matrices(self.edges)
+
+    @cached_property
+    def owners(self) -> dict[str, int]:
+        """Every tensor of E by name, with the region on whose lane it lives: where a synapse ends; where a matrix M_j
+        begins."""
+        found = {item.name: item.source for item in self.matrix_of.values()}
+        for edge in self.edges:
+            if not edge.shared:
+                parts = (".A", ".B") if rank_of(edge.form) else ("",)
+                found.update({f"{edge.name}{part}": edge.target for part in parts})
+        return found
 
     @cached_property
     def synapse_bytes(self) -> int:

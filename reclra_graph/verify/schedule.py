@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from reclra_graph.errors import Problem
+from reclra_graph.ir.homes import brought, homes
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
-from reclra_graph.verify.homes import brought, homes
 from reclra_graph.verify.order import HappensBefore, conflicts
 from reclra_graph.verify.overlap import overlap_problems
 

@@ -59,10 +59,12 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     losses: list[float] = []
     seconds: list[float] = []
+    busy: list[float] = []
     while len(losses) < args.steps and time.perf_counter() - started < 60 * args.minutes:
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         losses.append(float(step(x, y)))
         seconds.append(round(time.perf_counter() - begun, 2))
+        busy.append(round(time.process_time() - worked, 2))
         progress(f"step {len(losses)}: loss {losses[-1]:.4f}, {seconds[-1]} s")
     moved = [float((value.detach() - before[key]).norm()) for key, value in model.named_parameters()]
     return {
@@ -86,6 +88,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             "lr": args.lr,
             "losses": [round(value, 6) for value in losses],
             "seconds": seconds,
+            "processor seconds": busy,
             "parameters that moved": f"{sum(value > 0 for value in moved)} of {len(moved)} tensors",
         },
         "compile seconds": round(compiling, 1),

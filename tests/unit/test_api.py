@@ -33,6 +33,7 @@ from tests.unit.refusals import refused
         ({"depth": None}, ("RG402",)),
         ({"wiring": "spaghetti"}, ("RG404",)),
         ({"rule": "hebb"}, ("RG405",)),
+        ({"synapse": "sparse"}, ("RG405",)),
         ({"sign": "+"}, ("RG405",)),
         ({"loss": "hinge"}, ("RG405",)),
         ({"optimizer": "adam"}, ("RG405",)),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from reclra_graph.ir.operators import references
 from reclra_graph.ir.tasks import Task, TaskGraph
-from reclra_graph.rules.forms import stored
 
 
 def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
@@ -22,7 +21,7 @@ def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
         if task.kind == "target":
             made.setdefault(task.region, lane_of.get(task.name, 0))
     loss = lane_of.get("loss", 0)  # an output's error is the loss's
-    found.update({f"E[{item.name}]": made.get(item.region, loss) for item in stored(tasks.plan)})
+    found.update({f"E[{name}]": made.get(region, loss) for name, region in tasks.plan.owners.items()})
     if tasks.plan.placement:
         for task in tasks.tasks:
             for name in task.reads:
