@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._pytree import tree_map
 
@@ -54,8 +53,8 @@ def placed(loaded: LoadedModel) -> LoadedModel:
 
 def usage_problems(device: str, rounds: int, warm_up: int) -> tuple[Problem, ...]:
     """What is wrong with the options of ``reclra bench schedule``."""
-    found, problems = find_device(device)
-    problems = list(problems)
+    found, wrong = find_device(device)
+    problems = list(wrong)
     if not problems and found == UNIT:
         cause = "unit costs are no times, which nothing measured could be compared with"
         problems.append(Problem("RG405", cause, "device", "Name the device that the step runs on, such as cpu."))
@@ -143,7 +142,7 @@ class _DeviceTimer(_Timer):
         events = [
             event
             for event in found.profiler.kineto_results.events()
-            if event.device_type() == DeviceType.CUDA and event.name() in self.lane_of
+            if event.device_type().name == "CUDA" and event.name() in self.lane_of
         ]
         begin = min((event.start_ns() for event in events), default=0)
         spans: dict[str, tuple[int, int]] = {}
