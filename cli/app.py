@@ -101,8 +101,8 @@ def compile_command(
     options: dict[str, Any] = {
         "gpus": gpus,
         "depth": _number(depth),
-        "relays": None if relays is None else tuple(_number(item) for item in _parts(relays)),
-        "wiring": tuple(_parts(wiring)) if "->" in wiring else wiring,
+        "relays": None if relays is None else tuple(_number(item) for item in parts(relays)),
+        "wiring": tuple(parts(wiring)) if "->" in wiring else wiring,
         "synapse_memory": synapse_memory,
         "gpu_memory": gpu_memory,
         "rule": rule,
@@ -112,11 +112,11 @@ def compile_command(
         "norm": norm,
         "sign": sign,
         "gain": gain,
-        "loss": _losses(loss),
+        "loss": losses(loss),
         "output": output,
         "label_smoothing": label_smoothing,
         "ignore_index": ignore_index,
-        "class_weights": tuple(_decimal(item) for item in _parts(class_weights or "")),
+        "class_weights": tuple(_decimal(item) for item in parts(class_weights or "")),
         "frontend": frontend,
         "device": device,
         "profile": profile,
@@ -142,7 +142,7 @@ def compile_command(
         phase(f"reading {model}")
         with neighbours(model):
             started = time.perf_counter()
-            loaded = _load(model, inputs or [], usage, other)
+            loaded = load(model, inputs or [], usage, other)
             reading = time.perf_counter() - started
             step = api.compile(
                 loaded.model,
@@ -160,7 +160,7 @@ def compile_command(
         value = summary.compiled(loaded.name, step.program, folder, seconds, files)
         return value, lambda: render.compiled(value, step.program)
 
-    _report(model, work, as_json, quiet)
+    report(model, work, as_json, quiet)
 
 
 def explain_command(
@@ -183,14 +183,14 @@ def explain_command(
 
         phase(f"reading {model}")
         with neighbours(model):
-            loaded = _load(model, inputs or [], [], [])
+            loaded = load(model, inputs or [], [], [])
             phase(f"reading the operators of {loaded.name}")
             options = make_options(frontend=frontend, output=output)
             regions = explain_model(loaded.model, *called(loaded.example_inputs, loaded.example_kwargs), options)
         value = summary.explained(loaded.name, regions)
         return value, lambda: render.explained(value)
 
-    _report(model, work, as_json, False)
+    report(model, work, as_json, False)
 
 
 app = typer.Typer(
@@ -227,7 +227,7 @@ def run(typer_app: typer.Typer, name: str) -> NoReturn:
     raise SystemExit(status if isinstance(status, int) else 0)
 
 
-def _report(
+def report(
     model: str,
     work: Callable[[Callable[[str], None]], tuple[dict[str, Any], Callable[[], None]]],
     as_json: bool,
@@ -260,7 +260,7 @@ def _report(
     raise typer.Exit(status)
 
 
-def _load(model: str, inputs: Sequence[str], usage: list[Problem], other: list[Problem]) -> LoadedModel:
+def load(model: str, inputs: Sequence[str], usage: list[Problem], other: list[Problem]) -> LoadedModel:
     """The model; wrong options, a wrong output folder and what is wrong with the file are raised together."""
     from reclra_graph.errors import ModelError
     from reclra_graph.model_file import load_model
@@ -279,12 +279,13 @@ def _load(model: str, inputs: Sequence[str], usage: list[Problem], other: list[P
     return loaded
 
 
-def _losses(text: str) -> str | dict[str, str]:
+def losses(text: str) -> str | dict[str, str]:
     """``mse``, or ``class=cross-entropy,box=mse``."""
-    return dict((*item.split("=", 1), "")[:2] for item in _parts(text)) if "=" in text else text  # type: ignore[misc]
+    return dict((*item.split("=", 1), "")[:2] for item in parts(text)) if "=" in text else text  # type: ignore[misc]
 
 
-def _parts(text: str) -> list[str]:
+def parts(text: str) -> list[str]:
+    """Items between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

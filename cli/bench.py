@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,6 +71,80 @@ def zoo_command(
         raise typer.Exit(error.exit_status) from None
     render.zoo(content, headline(content), files)
     raise typer.Exit(0 if bar_met(rows) else 1)
+
+
+@bench_app.command("schedule")
+def schedule_command(
+    model: Annotated[str, typer.Argument(help="A model, as `reclra compile` takes it.", show_default=False)],
+    gpus: Annotated[int, typer.Option(help="GPUs to schedule for; on the CPU their tasks run one by one.")] = 1,
+    wiring: Annotated[str, typer.Option(help='auto, flat, chain, blocks, or error edges: "9->5,9->2".')] = "auto",
+    loss: Annotated[str, typer.Option(help="The loss, as `reclra compile` takes it.")] = "cross-entropy",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Whose costs to predict with: cpu, v100, a100, h200, or a JSON file; this machine's."),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Predict from costs measured on this machine.")] = False,
+    rounds: Annotated[int, typer.Option(help="Steps that are timed.")] = 5,
+    warm_up: Annotated[int, typer.Option(help="Steps before that.")] = 2,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="Shape of an example input.", metavar="SHAPE")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for both traces.", show_default="build/NAME")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
+) -> None:
+    """Say how long each kind of task takes, predicted and measured, and write both as traces.
+
+    The step runs on the GPU where there is one, else on the CPU. schedule.json and schedule.measured.json open in
+    Perfetto and chrome://tracing.
+    """
+    from reclra_graph.cli import app
+
+    def work(phase: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None]]:
+        from reclra_graph.cli import render
+
+        phase("importing torch")
+        from reclra_graph import api
+        from reclra_graph.bench import schedule as bench
+        from reclra_graph.export.artifacts import unwritable
+        from reclra_graph.model_file import neighbours
+
+        named = device if device is not None else bench.usual_device()
+        options: dict[str, Any] = {
+            "gpus": gpus,
+            "wiring": tuple(app.parts(wiring)) if "->" in wiring else wiring,
+            "loss": app.losses(loss),
+            "device": named,
+            "profile": profile,
+        }
+        usage = [*bench.usage_problems(named, rounds, warm_up), *api.make_options(**options).problems()]
+        phase(f"reading {model}")
+        with neighbours(model):
+            loaded = app.load(model, inputs or [], usage, list(unwritable(out)) if out is not None else [])
+            example = bench.placed(loaded)
+            step = api.compile(
+                example.model,
+                example.example_inputs,
+                example_kwargs=example.example_kwargs,
+                progress=lambda name: phase(f"compiling {loaded.name}: {name}"),
+                **options,
+            )
+            phase(f"timing {loaded.name}")
+            target = bench.random_target(step, step.plan.batch)
+            found = bench.measured(step, example.example_inputs, target, example.example_kwargs, rounds, warm_up)
+        folder = out if out is not None else Path("build") / loaded.name
+        files = bench.write_traces(step, found, folder)
+        value = {
+            "name": loaded.name,
+            "device": named,
+            "ran_on": str(step.device),
+            "gpus": gpus,
+            "rounds": rounds,
+            **bench.compared(step, found),
+            "files": [str(path) for path in files],
+        }
+        return value, lambda: render.timed(value)
+
+    app.report(model, work, as_json, False)
 
 
 def _entries(which: str, models: str | None) -> tuple[Entry, ...]:

@@ -161,6 +161,34 @@ def compiled(value: dict[str, Any], program: StepProgram) -> None:
     _section(console, "Written", _lines(value["files"]))
 
 
+def timed(value: dict[str, Any]) -> None:
+    """The result of ``bench schedule`` on standard output: predicted against measured time, by kind of task."""
+    console = _console()
+    head = f"  costs of {value['device']}, run on {value['ran_on']}, median of {count(value['rounds'], 'step')}"
+    console.print(Text.assemble((value["name"], "bold"), head))
+    rows = []
+    for row in (*value["kinds"], value["total"]):
+        ratio = row["measured_over_predicted"]
+        times = (_microseconds(row["predicted"]), _microseconds(row["measured"]))
+        rows.append((row["kind"], str(row["tasks"]), *times, "-" if ratio is None else f"{ratio:.2f}"))
+    head_row = ("kind", "tasks", "predicted µs", "measured µs", "measured / predicted")
+    _section(console, "Time by kind of task", _table(head_row, rows, right=True))
+    ranks, whole = value["rank_correlation"], value["makespan"]
+    lines = [
+        f"makespan: predicted {_microseconds(whole['predicted'])} µs; of tasks as long as measured "
+        f"{_microseconds(whole['of_measured_tasks'])} µs",
+        f"the step itself: {_microseconds(whole['measured'])} µs"
+        + ("" if value["gpus"] == 1 or value["ran_on"] != "cpu" else ", all lanes one by one"),
+        f"rank correlation of the tasks' times: {'-' if ranks is None else f'{ranks:.2f}'}",
+    ]
+    _section(console, "Whole step", _lines(lines))
+    _section(console, "Written", _lines(value["files"]))
+
+
+def _microseconds(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1000:,.1f}"
+
+
 def explained(value: dict[str, Any]) -> None:
     """The result of ``explain`` (``summary.explained``) on standard output."""
     console = _console()
@@ -196,10 +224,11 @@ def _section(console: Console, title: str, body: Table | Tree | Text) -> None:
     console.print(body if isinstance(body, Text) else Padding(body, (0, 0, 0, 2), expand=False))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: bool = False) -> Table:
+    """``right``: all columns but the first hold numbers."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in head:
-        table.add_column(name, overflow="fold")
+    for at, name in enumerate(head):
+        table.add_column(name, overflow="fold", justify="right" if right and at else "left")
     for row in rows[:ROWS]:
         table.add_row(*(Text(cell) for cell in row))
     if len(rows) > ROWS:

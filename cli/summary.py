@@ -40,6 +40,7 @@ def compiled(
             "device": plan.device.name,
             "clock": plan.device.clock,
             "makespan": schedule.makespan,
+            "peak_bytes": list(schedule.peak),
             "makespan_one_gpu": one,
             "makespan_chain": chain,
             "speedup_over_one_gpu": _ratio(one, schedule.makespan),

@@ -6,7 +6,8 @@ After:   ``Schedule.peak``: bytes at the example batch, of parameters, buffers, 
 
 The step runs once on PyTorch's meta device, where tensors have shapes, strides and storage but no data. So views,
 results written in place and temporaries count for what they are, and a value lives until its ``del``, as it will in
-earnest. What a library takes inside a single operator (a convolution's workspace) is not seen.
+earnest. Inside a convolution the CPU's library holds its operands a second time, in a layout of its own; what other
+operators take for themselves is not seen.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Run
 from reclra_graph.passes.calls import sized
 from reclra_graph.runtime.probe import probed
+
+_FORWARD = torch.ops.aten.convolution.default
+_BACKWARD = torch.ops.aten.convolution_backward.default
 
 _WITHOUT_DATA = (NotImplementedError, RuntimeError, TypeError, ValueError)
 
@@ -126,10 +130,19 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func == _FORWARD:
+            self._during(_reordered(args[0], 16, 16) + _reordered(args[1], 1, 1) + _reordered(result, 16, 1))
+        elif func == _BACKWARD:
+            few = args[1].shape[1] < 4
+            self._during(_reordered(args[0], 16 if few else 8, 1) + _reordered(args[1], 8, 4))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._count(value, self.current)
         return result
+
+    def _during(self, size: int) -> None:
+        """Count what an operator takes for itself, before its results."""
+        self.peak[self.current] = max(self.peak[self.current], self.now[self.current] + size)
 
     def _count(self, value: Tensor, device: int) -> None:
         storage = value.untyped_storage()
@@ -145,6 +158,14 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _gone(self, address: int, device: int, size: int) -> None:
         del self.home[address]
         self.now[device] -= size
+
+
+def _reordered(value: Tensor, block: int, least: int) -> int:
+    """Bytes of an operand of a convolution in the layout of the library's kernels: channels in whole blocks, as seen in
+    oneDNN's; nothing where there are fewer than ``least``, which it leaves as they are."""
+    channels = value.shape[1]
+    blocks = -(-channels // block) * block if channels >= least else 0
+    return value.numel() // max(1, channels) * blocks * value.element_size()
 
 
 def _address(value: Tensor) -> int:

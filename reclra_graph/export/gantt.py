@@ -27,9 +27,7 @@ def gantt_svg(schedule: Schedule) -> str:
         f'width="{number(width)}" height="{number(height)}" viewBox="0 0 {number(width)} {number(height)}">',
         '<title id="rg-gt">What each lane does over time</title>',
         f'<desc id="rg-gd">{len(rows)} lanes, {time_text(schedule)}. y7 is the target of region 7, '
-        "W7 its update. Hatched: the lane waits. A line under a bar: it lies on one longest path.</desc>",
-        '<defs><pattern id="rg-hatch" width="6" height="6" patternUnits="userSpaceOnUse" '
-        'patternTransform="rotate(45)"><path class="rg-rule" d="M0 0V6" stroke-width="1.6"/></pattern></defs>',
+        "W7 its update. Dotted: the lane waits. A line under a bar: it lies on one longest path.</desc>",
     ]
     for lane in schedule.lanes:
         y = _TOP + _ROW * rows[lane.id]

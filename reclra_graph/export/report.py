@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from reclra_graph.export.coverage import coverage
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
-from reclra_graph.ir.schedule import Schedule
+from reclra_graph.ir.schedule import Copy, Record, Schedule, Wait
 from reclra_graph.ir.wiring import Candidate, Edge, WiringPlan, matrix_bytes
 
 MODEL_NOTE = "unit-cost model: a target and an update cost 1 each; the forward pass is not counted"
@@ -139,6 +140,15 @@ def prediction_lines(schedule: Schedule) -> Iterator[str]:
         yield f"same wiring on one GPU: {shown(one)}, so {ratio(one, schedule.makespan)} as fast"
     if chain is not None:
         yield f"chain wiring on {count(plan.gpus, 'GPU')}: {shown(chain)}, so {ratio(chain, schedule.makespan)} as fast"
+    events = Counter(type(action) for action in schedule.actions)
+    if len(schedule.lanes) > 1:
+        yield (
+            f"between {count(len(schedule.lanes), 'lane')}: {count(events[Record], 'record')} and "
+            f"{count(events[Wait], 'wait')}, the fewest that do; {count(events[Copy], 'value')} read from another lane"
+        )
+    if schedule.peak:
+        shares = ", ".join(size(item) for item in schedule.peak)
+        yield f"peak memory at the example batch: {shares}" + (" by device" if len(schedule.peak) > 1 else "")
 
 
 def second_lines(seconds: Sequence[tuple[str, float]]) -> Iterator[str]:
