@@ -24,7 +24,7 @@ from reclra_graph.options import Options, Wired
 from reclra_graph.passes.bottlenecks import narrow_cuts, narrow_dominators
 from reclra_graph.passes.gpu_memory import Shares, room, shares
 from reclra_graph.passes.improve import Search
-from reclra_graph.passes.synapse_forms import OVER, Fitted, SynapseForms
+from reclra_graph.passes.synapse_forms import OTHER, OVER, Fitted, SynapseForms
 from reclra_graph.passes.trees import (
     Parents,
     block_wise,
@@ -95,6 +95,9 @@ class Planner:
         rows = [self.row(item) for item in self._named()]
         if self.searches and self.depth != 1 and supported(self.regions):
             rows = self._searched(rows)
+        if self.searches and self.depth is None and all(row.key[1] == OVER for row in rows):
+            lean = Search(self.regions, self.options.gpus, self.costs, self.forms).lean()
+            rows = [self.row(Named("searched", pairs_of(self.regions, lean))), *rows]
         best = min(range(len(rows)), key=lambda index: (rows[index].key, index))
         if rows[best].key[1] == OVER and self.limited:
             raise ModelError(self._over([row for row in rows if row.named.eligible]))
@@ -129,14 +132,15 @@ class Planner:
         limit = self.options.gpu_memory
         assert limit is not None
         share = shares(self.regions, fitted.edges, self.costs, self.options.gpus, limit)
-        while not share.fits and fitted.bytes > fitted.least:
-            # Twice: a synapse and its update.
+        budget = fitted.bytes
+        while not share.fits and budget > 0:
+            # A synapse counts twice, itself and its update; below an eighth, what is left would be smallest forms.
             excess = max(1, (share.largest - limit) // 2, fitted.bytes // 8)
-            smaller = self.forms.fitted(named.pairs, max(fitted.least, min(fitted.bytes - 1, fitted.bytes - excess)))
-            if smaller.bytes >= fitted.bytes:
-                break
-            fitted = smaller
-            share = shares(self.regions, fitted.edges, self.costs, self.options.gpus, limit)
+            budget = budget - excess if budget > excess else 0
+            smaller = self.forms.fitted(named.pairs, budget)
+            found = shares(self.regions, smaller.edges, self.costs, self.options.gpus, limit)
+            fitted = replace(smaller, rank=min(smaller.rank, OTHER))
+            share = found
         return fitted, share
 
     # -- what is considered -------------------------------------------------------------------------------------------
