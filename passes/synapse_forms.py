@@ -33,12 +33,12 @@ USUAL, OTHER, OVER = 0, 1, 2
 
 @dataclass(frozen=True)
 class Fitted:
-    """Edges with their forms; ``bytes`` they take together, ``least`` the smallest number that any forms would."""
+    """Edges with their forms, the ``bytes`` that they take together, and which forms they needed. Those that are over
+    the budget have the smallest forms there are."""
 
     edges: tuple[Edge, ...]
     bytes: int
     rank: int
-    least: int
 
 
 def default_budget(regions: RegionGraph) -> int:
@@ -127,7 +127,7 @@ class SynapseForms:
         edges = shared(self.regions, [self.usual(*pair)[0] for pair in pairs])
         total = total_bytes(self.regions, edges)
         if total <= budget:
-            return Fitted(edges, total, USUAL, total)
+            return Fitted(edges, total, USUAL)
         groups: dict[str, list[Edge]] = {}  # edges that use one synapse, and so take its form together
         for edge in edges:
             groups.setdefault(edge.synapse, []).append(edge)
@@ -136,7 +136,7 @@ class SynapseForms:
         total = total_bytes(self.regions, edges)
         if total <= budget or not strict:
             # A default that cannot be held is no reason to refuse a model.
-            return Fitted(edges, total, USUAL, total)
+            return Fitted(edges, total, USUAL)
         smallest = self._smallest(members)
         least = total_bytes(self.regions, smallest)
         if least <= budget:
@@ -145,9 +145,9 @@ class SynapseForms:
                 edges = self._chosen(members, self._ladders(members), aim)
                 total = total_bytes(self.regions, edges)
                 if total <= budget:
-                    return Fitted(edges, total, OTHER, least)
+                    return Fitted(edges, total, OTHER)
                 aim -= total - budget
-        return Fitted(smallest, least, OTHER if least <= budget else OVER, least)
+        return Fitted(smallest, least, OTHER if least <= budget else OVER)
 
     def _chosen(self, members: list[list[Edge]], ladders: Sequence[Sequence[Edge]], budget: int) -> tuple[Edge, ...]:
         levels = downgraded([[edge.bytes for edge in ladder] for ladder in ladders], budget)

@@ -71,13 +71,12 @@ def test_a_budget_holds_or_nothing_would(seed: int) -> None:
     forms = SynapseForms(regions, Options(synapse_memory=random.choice((200, 2000, 8000, 30000))))
     found = forms.fitted(flat(regions))
     assert total_bytes(regions, found.edges) == found.bytes
-    assert found.least <= found.bytes
-    if found.rank == OVER:
-        assert found.least == found.bytes > forms.budget
-    else:
-        assert found.bytes <= forms.budget
-    # The smallest that is named is enough, and one byte less is not.
-    for budget, fits in ((found.least, True), (found.least - 1, False)):
+    least = forms.fitted(flat(regions), 0).bytes
+    assert least <= found.bytes
+    assert (found.rank == OVER) == (least > forms.budget)
+    assert found.rank == OVER or found.bytes <= forms.budget
+    # The smallest is enough, and one byte less is not.
+    for budget, fits in ((least, True), (least - 1, False)):
         again = SynapseForms(regions, Options(synapse_memory=budget)).fitted(flat(regions))
         assert (again.rank != OVER) == fits
 

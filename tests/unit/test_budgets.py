@@ -121,15 +121,15 @@ def test_with_room_for_all_nothing_is_placed() -> None:
     assert planned(gpus=2, gpu_memory="80GB").placement == ()
 
 
-def test_the_search_finds_a_wiring_that_needs_less() -> None:
-    # In units all are equally fast on one GPU. Without narrow layers of its own, a model gets what needs least memory.
+def test_of_equally_fast_wirings_the_one_that_needs_least_wins() -> None:
+    # In units all are equally fast on one GPU. Without relays of its own, a model gets what needs least memory.
     regions = graph_of(
         [64, 48, 32, 16, 12, 100], {number: {number - 1} if number > 1 else set() for number in range(1, 7)}
     )
     plan = verify(wire(regions, Options(synapse_memory=10**6)))
     (chosen,) = (row for row in plan.candidates if row.chosen)
-    assert plan.wiring == "searched"
-    assert chosen.bytes < min(row.bytes for row in plan.candidates if not row.chosen)
+    assert chosen.bytes == min(row.bytes for row in plan.candidates)
+    assert plan.wiring not in ("flat", "chain")
     assert "KiB, not" in plan.why
 
 
