@@ -41,6 +41,7 @@ from reclra_graph.passes.wired import synapse_problems
 from reclra_graph.passes.wiring_jobs import levels, step_time
 
 _STARTS = 3
+_FEW = 40
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,10 @@ class Planner:
         for item in found[:_STARTS]:
             search.improved(item)
         known = [row.named.pairs for row in rows if row.named.eligible]
-        named = [Named("searched", pairs_of(self.regions, item.parents, search.ahead)) for item in search.best]
+        kept = search.best if len(search.members) <= _FEW else search.best[:_STARTS]
+        named = [Named("searched", pairs_of(self.regions, item.parents, search.ahead)) for item in kept]
         # Only the row knows the limit of each GPU, and the best schedule.
-        others = [self.row(item, best.fitted) for item, best in zip(named, search.best, strict=True)
+        others = [self.row(item, best.fitted) for item, best in zip(named, kept, strict=True)
                   if item.pairs not in known]  # fmt: skip
         row = min(others, key=lambda item: item.key, default=None)
         return rows if row is None or any(other.key <= row.key for other in rows) else [row, *rows]
