@@ -72,7 +72,7 @@ class SynapseForms:
         ranks = [rank_of(form) for form in forms if rank_of(form)]
         rule = self._rules.get(f"{source}->{target}", self.options.rule)
         offered = {"ranks": ranks} if ranks else {}
-        return fitting(self.regions, source, target, rule=rule, largest=_ANY, **offered)  # type: ignore[arg-type]
+        return fitting(self.regions, source, target, rule=rule, largest=_ANY, **offered)
 
     def fits(self, source: int, target: int, form: str) -> bool:
         """Whether a form exists and fits an edge."""
@@ -176,6 +176,9 @@ class SynapseForms:
             )
         return ladders
 
+    def _total(self, edges: Sequence[Edge]) -> int:
+        return total_bytes(self.regions, edges)
+
     def _smallest(self, members: list[list[Edge]]) -> tuple[Edge, ...]:
         """The least memory that the edges can take: for each source, with implicit synapses or without any."""
         by_source: dict[int, list[list[Edge]]] = {}
@@ -191,7 +194,7 @@ class SynapseForms:
                     allowed = [item for item in options if implicit or item.form != "implicit"] or list(options)
                     forms.append(min(allowed, key=lambda item: item.bytes).form)
                 tries.append(self._edges(groups, forms))
-            chosen += min(tries, key=lambda edges: total_bytes(self.regions, edges))
+            chosen += min(tries, key=self._total)
         return shared(
             self.regions,
             sorted((replace(edge, shared="") for edge in chosen), key=lambda edge: (edge.target, edge.source)),

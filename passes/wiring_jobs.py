@@ -21,7 +21,7 @@ from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
 
 Pairs = Sequence[tuple[int, int]]
 
-_MANY = 120
+_MANY, _MOST = 120, 1000
 
 
 def levels(outputs: Sequence[int], pairs: Pairs) -> dict[int, int]:
@@ -44,7 +44,8 @@ def edge_cost(regions: RegionGraph, edge: Edge, costs: Costs) -> tuple[int, int]
 
 
 def step_time(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, gpus: int, quick: bool = False) -> int:
-    """The makespan of one step; ``quick``: without a search for the best schedule, and of many jobs by ``appended``."""
+    """The makespan of one step; ``quick``: without a search for the best schedule. Of many jobs by ``appended``, and of
+    very many that hand over values as well."""
     jobs = wiring_jobs(regions, edges, costs)
     if gpus == 1:
         return sum(costs.forward) + sum(job.cost for job in jobs)
@@ -52,7 +53,7 @@ def step_time(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, gpus: i
     if over:
         jobs = _handed_over(regions, edges, costs, jobs)
     before = 0 if over else sum(costs.forward)
-    if quick and len(jobs) > _MANY:
+    if len(jobs) > (_MANY if quick else _MOST) and (quick or over):
         return before + appended(jobs, gpus)
     return before + makespan(list_schedule(jobs, gpus) if quick or over else best_schedule(jobs, gpus))
 
@@ -133,12 +134,13 @@ def _handed_over(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, jobs
     held: dict[int, int] = {}
     for edge in edges:
         held[edge.target] = held.get(edge.target, 0) + edge.bytes
+    sent = [costs.transfer(size) for size in costs.output_bytes]
     found = [Job("forward", sum(costs.forward), lane=0)]
     for job in jobs:
         kind, _, text = job.name.partition(":")
         number = int(text)
         own = {"target": 2 * costs.output_bytes[number], "update": read.get(number, 0)}.get(kind, held.get(number, 0))
-        errors = tuple(costs.transfer(costs.output_bytes[int(name.partition(":")[2])]) for name in job.after)
+        errors = tuple(sent[int(name.partition(":")[2])] for name in job.after)
         lane = 0 if job.name == f"target:{regions.output}" else None
         transfer = (costs.transfer(own), *errors)
         found.append(Job(job.name, job.cost, ("forward", *job.after), job.urgent, job.near, transfer, lane))
