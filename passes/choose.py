@@ -34,6 +34,7 @@ from reclra_graph.passes.trees import (
     flat,
     grouped,
     pairs_of,
+    reachable,
     relayed,
     supported,
 )
@@ -195,8 +196,11 @@ class Planner:
             pairs = relayed(self.regions, relays, 2)
             if relays and pairs not in [item.pairs for item in found]:
                 found.append(Named(name, pairs))
-        if len(supported(self.regions)) > 3:
-            found.append(Named("groups", grouped(self.regions, 2)))
+        ahead = reachable(self.regions)
+        groups = grouped(self.regions, 2)
+        # Neighbours in a model with branches need not flow into each other.
+        if len(groups) > 3 and all(source in ahead[target] for source, target in groups):
+            found.append(Named("groups", groups))
         return found
 
     def _searched(self, rows: list[Row]) -> list[Row]:
