@@ -291,7 +291,7 @@ def parts(text: str) -> list[str]:
 
 def _kappa(text: str) -> dict[Any, float]:
     """``3=0.5,7=2``; what is no region's number stays a text, which the options refuse."""
-    pairs = [item.partition("=") for item in _parts(text)]
+    pairs = [item.partition("=") for item in parts(text)]
     return {_number(region.strip()): _decimal(value) for region, _, value in pairs}
 
 

@@ -14,7 +14,7 @@ from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.passes.trees import supported
 
 _SOURCE, _SINK = 0, -1
-_CUTS = 15
+_CUTS = 7
 
 
 def dominators(regions: RegionGraph) -> tuple[int, ...]:

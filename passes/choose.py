@@ -24,7 +24,7 @@ from reclra_graph.options import Options, Wired
 from reclra_graph.passes.bottlenecks import narrow_cuts, narrow_dominators
 from reclra_graph.passes.gpu_memory import Shares, room, shares
 from reclra_graph.passes.improve import Search
-from reclra_graph.passes.synapse_forms import OVER, Fitted, SynapseForms
+from reclra_graph.passes.synapse_forms import OTHER, OVER, Fitted, SynapseForms
 from reclra_graph.passes.trees import (
     Parents,
     block_wise,
@@ -34,6 +34,7 @@ from reclra_graph.passes.trees import (
     flat,
     grouped,
     pairs_of,
+    reachable,
     relayed,
     supported,
 )
@@ -41,6 +42,7 @@ from reclra_graph.passes.wired import synapse_problems
 from reclra_graph.passes.wiring_jobs import levels, step_time
 
 _STARTS = 3
+_FEW = 40
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ class Planner:
         rows = [self.row(item) for item in self._named()]
         if self.searches and self.depth != 1 and supported(self.regions):
             rows = self._searched(rows)
+        if self.searches and self.depth is None and all(row.key[1] == OVER for row in rows):
+            lean = Search(self.regions, self.options.gpus, self.costs, self.forms).lean()
+            rows = [self.row(Named("searched", pairs_of(self.regions, lean))), *rows]
         best = min(range(len(rows)), key=lambda index: (rows[index].key, index))
         if rows[best].key[1] == OVER and self.limited:
             raise ModelError(self._over([row for row in rows if row.named.eligible]))
@@ -129,14 +134,15 @@ class Planner:
         limit = self.options.gpu_memory
         assert limit is not None
         share = shares(self.regions, fitted.edges, self.costs, self.options.gpus, limit)
-        while not share.fits and fitted.bytes > fitted.least:
-            # Twice: a synapse and its update.
+        budget = fitted.bytes
+        while not share.fits and budget > 0:
+            # A synapse counts twice, itself and its update; below an eighth, what is left would be smallest forms.
             excess = max(1, (share.largest - limit) // 2, fitted.bytes // 8)
-            smaller = self.forms.fitted(named.pairs, max(fitted.least, min(fitted.bytes - 1, fitted.bytes - excess)))
-            if smaller.bytes >= fitted.bytes:
-                break
-            fitted = smaller
-            share = shares(self.regions, fitted.edges, self.costs, self.options.gpus, limit)
+            budget = budget - excess if budget > excess else 0
+            smaller = self.forms.fitted(named.pairs, budget)
+            found = shares(self.regions, smaller.edges, self.costs, self.options.gpus, limit)
+            fitted = replace(smaller, rank=min(smaller.rank, OTHER))
+            share = found
         return fitted, share
 
     # -- what is considered -------------------------------------------------------------------------------------------
@@ -190,8 +196,11 @@ class Planner:
             pairs = relayed(self.regions, relays, 2)
             if relays and pairs not in [item.pairs for item in found]:
                 found.append(Named(name, pairs))
-        if len(supported(self.regions)) > 3:
-            found.append(Named("groups", grouped(self.regions, 2)))
+        ahead = reachable(self.regions)
+        groups = grouped(self.regions, 2)
+        # Neighbours in a model with branches need not flow into each other.
+        if len(groups) > 3 and all(source in ahead[target] for source, target in groups):
+            found.append(Named("groups", groups))
         return found
 
     def _searched(self, rows: list[Row]) -> list[Row]:
@@ -208,9 +217,10 @@ class Planner:
         for item in found[:_STARTS]:
             search.improved(item)
         known = [row.named.pairs for row in rows if row.named.eligible]
-        named = [Named("searched", pairs_of(self.regions, item.parents, search.ahead)) for item in search.best]
+        kept = search.best if len(search.members) <= _FEW else search.best[:_STARTS]
+        named = [Named("searched", pairs_of(self.regions, item.parents, search.ahead)) for item in kept]
         # Only the row knows the limit of each GPU, and the best schedule.
-        others = [self.row(item, best.fitted) for item, best in zip(named, search.best, strict=True)
+        others = [self.row(item, best.fitted) for item, best in zip(named, kept, strict=True)
                   if item.pairs not in known]  # fmt: skip
         row = min(others, key=lambda item: item.key, default=None)
         return rows if row is None or any(other.key <= row.key for other in rows) else [row, *rows]

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import RegionGraph
-from reclra_graph.passes.synapse_forms import Fitted, SynapseForms
+from reclra_graph.passes.synapse_forms import USUAL, Fitted, SynapseForms
 from reclra_graph.passes.trees import Parents, pairs_of, reachable, supported
 from reclra_graph.passes.wiring_jobs import edge_cost, step_time
 
 _EVALUATIONS = 1500
-_JOBS = 120_000
+_JOBS = 40_000
 _DEADLINES = 12
 _NEAREST = 24
 _FEW = 12
@@ -57,7 +57,7 @@ class Search:
     def __post_init__(self) -> None:
         self.ahead = reachable(self.regions)
         self.members = [region.id for region in supported(self.regions)]
-        self.limit = max(50, min(_EVALUATIONS, _JOBS // (3 * len(self.members) + 1)))
+        self.limit = max(12, min(_EVALUATIONS, _JOBS // (3 * len(self.members) + 1)))
         narrow = sorted(self.members, key=lambda number: (self.regions.regions[number].units, -number))[:_NEAREST]
         self.choices = {number: self._parents(number, set(narrow)) for number in self.members}
 
@@ -189,7 +189,7 @@ class Search:
         while True:
             for move in self._moves(best.parents):
                 tried += 1
-                if self.evaluations >= last or tried > 10 * self.limit:
+                if self.evaluations >= last or tried > (4 if best.key[0] == USUAL else 1) * self.limit:
                     return best
                 found = self.score({**best.parents, **move}, best.key)
                 if found is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -33,12 +33,12 @@ USUAL, OTHER, OVER = 0, 1, 2
 
 @dataclass(frozen=True)
 class Fitted:
-    """Edges with their forms; ``bytes`` they take together, ``least`` the smallest number that any forms would."""
+    """Edges with their forms, the ``bytes`` that they take together, and which forms they needed. Those that are over
+    the budget have the smallest forms there are."""
 
     edges: tuple[Edge, ...]
     bytes: int
     rank: int
-    least: int
 
 
 def default_budget(regions: RegionGraph) -> int:
@@ -59,13 +59,18 @@ class SynapseForms:
         self.budget = options.synapse_memory if options.synapse_memory is not None else default_budget(regions)
         wired = options.wiring if isinstance(options.wiring, Wired) else Wired("", ())
         self._given, self._rules = dict(wired.forms), dict(wired.rules)
+        self._edge_of: dict[tuple[int, int, str], Edge] = {}
+        self._common: dict[int, int] = {}
         self._usual: dict[tuple[int, int], tuple[Edge, ...]] = {}
         self._others: dict[tuple[int, int], tuple[Edge, ...]] = {}
 
     def edge(self, source: int, target: int, form: str) -> Edge:
         """The edge with this form. Raises ValueError where the form does not fit."""
-        rule = self._rules.get(f"{source}->{target}", self.options.rule)
-        return new_edge(self.regions, source, target, form, rule)
+        found = self._edge_of.get((source, target, form))
+        if found is None:
+            rule = self._rules.get(f"{source}->{target}", self.options.rule)
+            found = self._edge_of[source, target, form] = new_edge(self.regions, source, target, form, rule)
+        return found
 
     def fitting(self, source: int, target: int, *forms: str) -> tuple[str, ...]:
         """All forms that fit an edge, richest first; low-rank ones only of these forms' ranks, or of the usual one."""
@@ -127,7 +132,7 @@ class SynapseForms:
         edges = shared(self.regions, [self.usual(*pair)[0] for pair in pairs])
         total = total_bytes(self.regions, edges)
         if total <= budget:
-            return Fitted(edges, total, USUAL, total)
+            return Fitted(edges, total, USUAL)
         groups: dict[str, list[Edge]] = {}  # edges that use one synapse, and so take its form together
         for edge in edges:
             groups.setdefault(edge.synapse, []).append(edge)
@@ -136,7 +141,7 @@ class SynapseForms:
         total = total_bytes(self.regions, edges)
         if total <= budget or not strict:
             # A default that cannot be held is no reason to refuse a model.
-            return Fitted(edges, total, USUAL, total)
+            return Fitted(edges, total, USUAL)
         smallest = self._smallest(members)
         least = total_bytes(self.regions, smallest)
         if least <= budget:
@@ -145,9 +150,9 @@ class SynapseForms:
                 edges = self._chosen(members, self._ladders(members), aim)
                 total = total_bytes(self.regions, edges)
                 if total <= budget:
-                    return Fitted(edges, total, OTHER, least)
+                    return Fitted(edges, total, OTHER)
                 aim -= total - budget
-        return Fitted(smallest, least, OTHER if least <= budget else OVER, least)
+        return Fitted(smallest, least, OTHER if least <= budget else OVER)
 
     def _chosen(self, members: list[list[Edge]], ladders: Sequence[Sequence[Edge]], budget: int) -> tuple[Edge, ...]:
         levels = downgraded([[edge.bytes for edge in ladder] for ladder in ladders], budget)
@@ -168,13 +173,22 @@ class SynapseForms:
         for group in members:
             edge, found = group[0], list[Edge]()
             for item in (*self.usual(edge.source, edge.target), *self.others(edge.source, edge.target)):
-                common = sum(matrix_bytes(self.regions, one) for one in matrices([item]).values())
-                found.append(replace(item, bytes=item.bytes + common // count[edge.source]))
+                common = self._matrix(item) // count[edge.source] if item.form == "implicit" else 0
+                found.append(replace(item, bytes=item.bytes + common) if common else item)
             found.sort(key=lambda item: -item.bytes)
             ladders.append(
                 tuple(item for index, item in enumerate(found) if item.bytes < found[index - 1].bytes or not index)
             )
         return ladders
+
+    def _matrix(self, edge: Edge) -> int:
+        """Bytes that the implicit synapses of a source share; none where they do not learn."""
+        if edge.source not in self._common:
+            self._common[edge.source] = sum(matrix_bytes(self.regions, one) for one in matrices([edge]).values())
+        return self._common[edge.source]
+
+    def _total(self, edges: Iterable[Edge]) -> int:
+        return total_bytes(self.regions, tuple(edges))
 
     def _smallest(self, members: list[list[Edge]]) -> tuple[Edge, ...]:
         """The least memory that the edges can take: for each source, with implicit synapses or without any."""
@@ -191,7 +205,7 @@ class SynapseForms:
                     allowed = [item for item in options if implicit or item.form != "implicit"] or list(options)
                     forms.append(min(allowed, key=lambda item: item.bytes).form)
                 tries.append(self._edges(groups, forms))
-            chosen += min(tries, key=lambda edges: total_bytes(self.regions, list(edges)))
+            chosen += min(tries, key=self._total)
         return shared(
             self.regions,
             sorted((replace(edge, shared="") for edge in chosen), key=lambda edge: (edge.target, edge.source)),

@@ -49,9 +49,10 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 def byte_count(text: int | str) -> int | str:
     """``"2GiB"``, ``"512 MB"`` or a plain number as bytes; what cannot be read comes back as it is."""
     found = _BYTES.fullmatch(text.strip()) if isinstance(text, str) else None
-    if found is None or found.group(2).lower() not in _UNITS:
+    if found is None or found[2].lower() not in _UNITS:
         return text
-    return round(float(found.group(1)) * _UNITS[found.group(2).lower()])
+    unit: int = _UNITS[found[2].lower()]
+    return round(float(found[1]) * unit)
 
 
 @dataclass(frozen=True)

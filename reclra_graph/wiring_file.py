@@ -40,11 +40,11 @@ class _Reader:
         self.said: dict[str, dict[str, Any]] = {"form": {}, "rule": {}, "shape": {}}
 
     def read(self, data: object) -> Wired:
+        if not isinstance(data, (dict, list)):
+            raise ModelError(Problem("RG441", "it holds neither a list of edges nor an object", self.place))
         table: dict[str, Any] = data if isinstance(data, dict) else {"edges": data}
         saved = "version" in table
-        if not isinstance(data, (dict, list)):
-            self._wrong("it holds neither a list of edges nor an object", "")
-        elif "edges" not in table:
+        if "edges" not in table:
             self._wrong("it has no edges", "")
         for key in table:
             if not saved and key not in _KEYS:
@@ -53,7 +53,7 @@ class _Reader:
         if not isinstance(listed, list):
             self._wrong("its edges are not a list", ": edges")
             listed = []
-        for index, item in enumerate(listed if isinstance(data, (dict, list)) else []):
+        for index, item in enumerate(listed):
             self._edge(item, f": edges[{index}]")
         self._forms({} if saved else table.get("forms", {}))
         model = table.get("regions_digest", "") if saved else ""

@@ -4,7 +4,7 @@ search that shares no code with the planner or the scheduler."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from random import Random
@@ -13,8 +13,10 @@ from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.device import DEVICES
 from reclra_graph.ir.operators import Input, Operator, OperatorGraph, Output, Parameter, Ref, TensorType
 from reclra_graph.ir.regions import Region, RegionGraph, Update
+from reclra_graph.options import Options
+from reclra_graph.passes.wire import wire
 
-NODES = 20_000
+NODES = 6_000
 """Branches of the exact scheduler for one tree, after which it gives up."""
 
 
@@ -54,31 +56,33 @@ def random_graph(random: Random, most: int = 8) -> RegionGraph:
     return graph_of([random.choice((2, 4, 8, 16, 32, 64)) for _ in range(count)], reads)
 
 
-def graph_of(units: list[int], reads: dict[int, set[int]]) -> RegionGraph:
-    """A region graph by hand: units of the regions from 1 on, and which regions each reads; the last is the output."""
+def graph_of(shapes: Sequence[int | tuple[int, ...]], reads: Mapping[int, set[int]]) -> RegionGraph:
+    """A region graph by hand: units or shapes of the regions from 1 on, and which regions each reads; the last is the
+    output. Sizes but the first count positions."""
+    sizes = [(item,) if isinstance(item, int) else item for item in shapes]
     given = Input("x", TensorType(("B", 8), "float32"))
     parameters = tuple(
         Parameter(f"w{number}", f"{number}.weight", TensorType((size, 2), "float32"))
-        for number, size in enumerate(units, start=1)
+        for number, (size, *_) in enumerate(sizes, start=1)
     )
     operators = tuple(
         Operator(
             f"z{number}",
             "made.up",
             (*(Ref(f"z{other}") for other in sorted(reads[number])), *(() if reads[number] else (Ref("x"),))),
-            type=TensorType(("B", size), "float32"),
+            type=TensorType(("B", *size), "float32"),
         )
-        for number, size in enumerate(units, start=1)
+        for number, size in enumerate(sizes, start=1)
     )
     graph = OperatorGraph(
-        "made up", "none", "B", (given,), parameters, (), operators, (Output("output", f"z{len(units)}"),)
+        "made up", "none", "B", (given,), parameters, (), operators, (Output("output", f"z{len(sizes)}"),)
     )
     regions = [Region(0, "", "input", (), "x", (), "x", (8,))]
-    for number, size in enumerate(units, start=1):
+    for number, size in enumerate(sizes, start=1):
         update = Update(f"{number}.weight", f"z{number}", 1, "linear_weight")
         name = f"z{number}"
-        regions.append(Region(number, str(number), "layer", (name,), name, (), name, (size,), (update,)))
-    return RegionGraph(graph, tuple(regions), (len(units),))
+        regions.append(Region(number, str(number), "layer", (name,), name, (), name, size, (update,)))
+    return RegionGraph(graph, tuple(regions), (len(sizes),))
 
 
 def random_costs(random: Random, regions: RegionGraph) -> RandomCosts:
@@ -243,3 +247,22 @@ def shortest(regions: RegionGraph, costs: Costs, lanes: int, known: int) -> Shor
                 break
             best = int(found)
     return Shortest(best, proven, candidates[0][0])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the planner found for a random graph, and the shortest step there is."""
+
+    regions: int
+    gpus: int
+    planned: int
+    shortest: Shortest
+
+
+def compared(random: Random) -> Compared:
+    """Plan one random graph with random costs on one to four GPUs."""
+    regions = random_graph(random)
+    costs, gpus = random_costs(random, regions), random.randint(1, 4)
+    plan = wire(regions, Options(gpus=gpus), costs)
+    (planned,) = (item.makespan for item in plan.candidates if item.chosen)
+    return Compared(len(regions.sites), gpus, planned, shortest(regions, costs, gpus, planned))
