@@ -16,7 +16,7 @@ import typer
 
 from reclra_graph.cli.bench import bench_app
 from reclra_graph.errors import Problem, ReclraError, UsageError
-from reclra_graph.options import FRONTENDS, LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
+from reclra_graph.options import FORMS, FRONTENDS, LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
 
 if TYPE_CHECKING:
     from reclra_graph.model_file import LoadedModel
@@ -51,10 +51,19 @@ def compile_command(
     relays: Annotated[
         str | None, typer.Option(help="Regions that pass errors on: ids or module paths, such as 2,5,8.")
     ] = None,
-    wiring: Annotated[str, typer.Option(help=f'{_one_of(WIRINGS)}, or error edges: "9->5,9->2".')] = "auto",
+    wiring: Annotated[
+        str, typer.Option(help=f'{_one_of(WIRINGS)}, error edges: "9->5,9->2", or a .json file: edges, or a plan.json.')
+    ] = "auto",
+    synapse_memory: Annotated[
+        str | None, typer.Option(help="What all error synapses may take, such as 2GiB.", show_default=False)
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="What each GPU can hold, such as 80GB.", show_default=False)
+    ] = None,
     rule: Annotated[str, typer.Option(help=f"How error synapses learn: {_one_of(SYNAPSE_RULES)}.")] = DEFAULT.rule,
     beta: Annotated[float, typer.Option(help="Scale of the displacement of a pre-activation.")] = DEFAULT.beta,
     gamma: Annotated[float, typer.Option(help="Rate of the error synapses.")] = DEFAULT.gamma,
+    kappa: Annotated[str | None, typer.Option(help="Coefficients of regions by id, such as 3=0.5,7=2.")] = None,
     norm: Annotated[int, typer.Option(help="p = q of the discrepancy: 1 or 2.")] = DEFAULT.norm,
     sign: Annotated[str, typer.Option(help=f"Sign of the synapses' update: {_one_of(SIGNS)}.")] = DEFAULT.sign,
     gain: Annotated[bool, typer.Option("--gain", help="Divide errors by beta before they are passed on.")] = False,
@@ -79,6 +88,9 @@ def compile_command(
     update: Annotated[str, typer.Option(help=f"How regions learn: {_one_of(UPDATES)}.")] = DEFAULT.update,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse derivatives inside regions (local_vjp).")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the error synapses.")] = DEFAULT.seed,
+    synapse: Annotated[
+        str, typer.Option(help=f"Form of the error synapses where it fits: auto, {_one_of(FORMS)}.")
+    ] = DEFAULT.synapse,
     inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="build/NAME")] = None,
     as_json: Json = False,
@@ -90,9 +102,12 @@ def compile_command(
         "depth": _number(depth),
         "relays": None if relays is None else tuple(_number(item) for item in _parts(relays)),
         "wiring": tuple(_parts(wiring)) if "->" in wiring else wiring,
+        "synapse_memory": synapse_memory,
+        "gpu_memory": gpu_memory,
         "rule": rule,
         "beta": beta,
         "gamma": gamma,
+        "kappa": _kappa(kappa or ""),
         "norm": norm,
         "sign": sign,
         "gain": gain,
@@ -109,6 +124,7 @@ def compile_command(
         "update": update,
         "strict": strict,
         "seed": seed,
+        "synapse": synapse,
     }
 
     def work(phase: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None]]:
@@ -268,6 +284,12 @@ def _losses(text: str) -> str | dict[str, str]:
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _kappa(text: str) -> dict[Any, float]:
+    """``3=0.5,7=2``; what is no region's number stays a text, which the options refuse."""
+    pairs = [item.partition("=") for item in _parts(text)]
+    return {_number(region.strip()): _decimal(value) for region, _, value in pairs}
 
 
 def _decimal(text: str) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reclra_graph.export.coverage import coverage
-from reclra_graph.export.report import baselines, model_note
+from reclra_graph.export.report import baselines, gpu_note, model_note
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region, RegionGraph
 
@@ -31,9 +31,10 @@ def compiled(
         "relays": list(plan.relays),
         "why": plan.why,
         "regions": [_region(region) | {"update": plan.update_of.get(region.id)} for region in plan.regions.regions],
+        "gpu_note": gpu_note(schedule),
         "edges": [edge.name for edge in plan.edges],
         "waves": [_lanes(wave) for wave in schedule.waves],
-        "synapse_bytes": sum(edge.bytes for edge in plan.edges if not edge.shared),
+        "synapse_bytes": plan.synapse_bytes,
         "prediction": {
             "model": model_note(plan),
             "device": plan.device.name,

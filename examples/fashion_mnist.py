@@ -198,7 +198,7 @@ def summary(step: rg.CompiledStep, model: nn.Module) -> str:
     """A few lines on the plan: its regions, and the error wiring as a tree."""
     plan = step.plan
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    synapses = sum(edge.bytes for edge in plan.edges)
+    synapses = plan.synapse_bytes
     relays = ", ".join(map(str, plan.relays)) or "none"
     classes = dict(plan.regions.graph.modules)
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from math import prod, sqrt
+from math import prod
 
 from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Call, Task
-from reclra_graph.ir.text import digest
 from reclra_graph.passes import template
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
 from reclra_graph.passes.target_types import target_types
+from reclra_graph.rules.forms import stored
 from reclra_graph.rules.operators import short
 
 VERSION = "0.1.0"
@@ -32,7 +32,7 @@ _WITH_CONSTANTS = '{**model.state_dict(), **torch.load("constants.pt", weights_o
 
 def emit(schedule: Schedule) -> StepProgram:
     """The program of a schedule, with the line on which each task starts."""
-    stamp = digest(schedule)
+    stamp = schedule.digest
     head = _head(schedule, stamp)
     body, lines = _body(schedule, len(head.splitlines()))
     return StepProgram(schedule, head + body, lines, stamp)
@@ -53,11 +53,8 @@ def _head(schedule: Schedule, stamp: str) -> str:
     regions = plan.regions
     graph = regions.graph
     lane_of = {number: lane for wave in schedule.waves for number, lane in wave}
-    synapses = {
-        edge.name: (edge.shape, round(1 / sqrt(edge.shape[1]), 6), lane_of.get(edge.target, 0))
-        for edge in sorted(plan.edges, key=lambda item: (-item.source, -item.target))
-        if not edge.shared
-    }
+    synapses = {item.name: (item.shape, item.start, lane_of.get(item.region, 0)) for item in stored(plan)}
+    implicit = any(edge.form == "implicit" for edge in plan.edges)
     names = _input_names(schedule)
     inputs = {name: (item.type.shape, item.type.dtype) for name, item in zip(names, graph.inputs, strict=True)}
     dtype = graph.types[regions.regions[regions.output].post].dtype
@@ -73,6 +70,7 @@ def _head(schedule: Schedule, stamp: str) -> str:
     tables = template.TABLES.format(
         digest=stamp,
         synapses=_table(synapses),
+        starts=template.STARTS if implicit else "",
         inputs=_table(inputs),
         lanes=len(schedule.lanes),
         smallest=_smallest_batch(graph),
@@ -85,7 +83,10 @@ def _head(schedule: Schedule, stamp: str) -> str:
     runtime = template.RUNTIME.replace("@check_range@", checks)
     if any(operator.target == OPAQUE for operator in graph.operators):
         runtime += template.OPAQUE
-    runtime = runtime.replace("@seed@", str(plan.seed)).replace("@dtype@", dtype)
+    if implicit:
+        runtime += template.IMPLICIT
+    starts = template.IMPLICIT_STARTS if implicit else template.PLAIN_STARTS
+    runtime = runtime.replace("@starts@", starts).replace("@seed@", str(plan.seed)).replace("@dtype@", dtype)
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
 
 
@@ -272,6 +273,9 @@ class _Writer:
         elif item.function == "opaque_vjp":
             made = call("opaque_vjp", [_live(item.args[0]), *(argument(value, read) for value in item.args[1:])])
             self.line(f"[{', '.join(result or '_' for result in item.results)}] = {unparsed(made)}")
+        elif item.function == "rules.implicit.displace":
+            self.statement(item.results[0], call("implicit", [argument(value, read) for value in item.args]),
+                           _comment([kind for kind in item.types if kind]))  # fmt: skip
         elif item.function.startswith("rules."):
             for target, expression in rule_lines(item, read, item.results[0]):
                 kind = item.types[0] if target == item.results[0] and item.types else None

@@ -18,9 +18,12 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import OPAQUE, Argument, Operator, OperatorGraph, Ref, TensorType, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call, Task, TaskGraph
-from reclra_graph.ir.wiring import Edge, WiringPlan
+from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.names import value_names
+from reclra_graph.passes.synapse_calls import FEW, displaced, matrix_learned, sent_on
+from reclra_graph.passes.synapse_calls import learned as learned_by
+from reclra_graph.rules.forms import stored, what_learns, work
 from reclra_graph.rules.operators import is_random, short
 from reclra_graph.rules.table import ERROR, carry, update
 
@@ -31,8 +34,6 @@ _LOSSES = {
     "bce-with-logits": "bce_with_logits",
 }
 
-# Up to this many units of the source, E (e eᵀ) is less work than d eᵀ for any usual batch.
-_FEW = 32
 # From this many units of a region on, writing its displacement down costs more than the product that makes it.
 _LARGE = 2048
 
@@ -63,7 +64,10 @@ class _Lowering:
             for key in region.parameters if local else [item.parameter for item in region.updates]:
                 owners[key] = owners.get(key, 0) + 1
         self.tied = {f"P[{key}]" for key, count in owners.items() if count > 1}
-        self.tied |= {f"E[{edge.shared}]" for edge in self.plan.edges if edge.shared}
+        # What implicit synapses learn counts their runs already.
+        self.tied |= {f"E[{what_learns(self.plan, edge)}]" for edge in self.plan.edges
+                      if edge.shared and edge.form != "implicit"}  # fmt: skip
+        self.sent: dict[str, str] = {}
 
     def result(self) -> TaskGraph:
         late = self._bookkeeping()
@@ -233,6 +237,15 @@ class _Lowering:
             calls.append(Call("rules.layout.cast", (Ref(error), self._synapse_dtype), (), (name,), (None,)))
             error = name
         self.sampled[region.id] = error
+        for item in self._matrices(region.id):
+            name = self.sent[item.name] = self.namer.new(f"s{region.id}")
+            kind = TensorType((self._type(region).shape[0], item.units), self._synapse_dtype)
+            calls.append(sent_on(self.plan, item, error, name, kind if region.layout.plain else None))
+
+    def _matrices(self, source: int) -> list[Matrix]:
+        """The matrices that learn in place of the implicit synapses that leave a region."""
+        edges = self.plan.outgoing.get(source, ())
+        return list(dict.fromkeys(self.plan.matrix_of[edge.name] for edge in edges if edge.name in self.plan.matrix_of))
 
     @property
     def _synapse_dtype(self) -> str:
@@ -247,7 +260,7 @@ class _Lowering:
         h, z, y = self.names[region.pre], self.names[region.post], self.namer.new(f"y{number}")
         chain = tuple(self._link(region, place) for place in range(len(region.activation)))
         edges = self.plan.incoming[number]
-        flops = sum(2 * prod(edge.shape) for edge in edges)
+        flops = sum(work(self.plan.regions, edge) for edge in edges)
         if self._at_once(region):
             (edge,) = edges
             source = self.regions[edge.source]
@@ -278,7 +291,7 @@ class _Lowering:
     def _at_once(self, region: Region) -> bool:
         """Whether a target needs no displacement of its own: a large map that hears from one source with few units."""
         edges = self.plan.incoming[region.id]
-        few = len(edges) == 1 and edges[0].form == "dense" and self.regions[edges[0].source].units <= _FEW
+        few = len(edges) == 1 and edges[0].form == "dense" and self.regions[edges[0].source].units <= FEW
         alike = self._type(region).dtype == self._type(self.regions[self.plan.regions.output]).dtype
         return few and region.units >= _LARGE and region.layout.plain and alike
 
@@ -291,7 +304,7 @@ class _Lowering:
         plain = plain and kind.dtype == self._synapse_dtype
         arrived = displacement if plain else self.namer.new(f"d{number}_samples")
         moved = [arrived if single else self.namer.new(f"d{number}_{edge.source}") for edge in edges]
-        calls = [self._displace(edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
+        calls = [self._displaced(edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
         if not single:
             total = kind if plain else None
             calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (arrived,), (total,)))
@@ -304,15 +317,14 @@ class _Lowering:
             if first != displacement:
                 calls.append(Call("rules.layout.cast", (Ref(first), kind.dtype), (), (displacement,), (kind,)))
         self.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
-        flops = sum(2 * prod(edge.shape) for edge in edges)
+        flops = sum(work(self.plan.regions, edge) for edge in edges)
         self._add(f"displace:{number}", "displace", number, f"target:{number}", calls, 0, flops)
         return displacement
 
-    def _displace(self, edge: Edge, result: str, kind: TensorType | None) -> Call:
-        source, target = self.regions[edge.source], self.regions[edge.target]
-        axes = (source.axis, target.axis) if edge.form == "token" else ()
-        args = (Ref(self.sampled[edge.source]), Ref(f"E[{edge.synapse}]"), source.shape, target.shape, *axes)
-        return Call(f"rules.synapse.{edge.form}_displace", args, (), (result,), (kind,))
+    def _displaced(self, edge: Edge, result: str, kind: TensorType | None) -> Call:
+        matrix = self.plan.matrix_of.get(edge.name)
+        sent = self.sent[matrix.name] if matrix else ""
+        return displaced(self.plan, edge, self.sampled[edge.source], sent, result, kind)
 
     def _link(self, region: Region, place: int) -> Argument:
         """One operator of φ as data: target, arguments with ``Ref("_")`` for what comes before, keyword arguments."""
@@ -338,11 +350,18 @@ class _Lowering:
             self._optimise(f"optimise:{number}", region, f"update:{number}", learned)
         calls, learned, flops = [], [], 0
         for edge in self.plan.incoming.get(number, ()):
-            if edge.rule == "eq6":
+            if edge.rule == "eq6" and edge.form != "implicit":
                 delta = self.namer.new(f"dE_{edge.source}_{edge.target}")
-                calls.append(self._synapse(edge, delta))
-                self._owned(f"E[{edge.synapse}]", delta, learned)
-                flops += 2 * prod(edge.shape)
+                e, d = self.sampled[edge.source], self.moved.get(edge.name, "")
+                calls.append(learned_by(self.plan, edge, e, d, delta, self._type(region).dtype))
+                self._owned(f"E[{what_learns(self.plan, edge)}]", delta, learned)
+                flops += work(self.plan.regions, edge)
+        for item in self._matrices(number):
+            delta = self.namer.new(f"dM{number}")
+            e, sent = self.sampled[number], self.sent[item.name]
+            calls.append(matrix_learned(self.plan, item, e, sent, delta, self._synapse_dtype))
+            learned.append((f"E[{item.name}]", delta))
+            flops += 2 * item.units**2
         if calls:
             # A group of its own: it runs on the lane that owns the synapses, wherever the weights are updated.
             self._add(f"synapses:{number}", "synapse", number, f"synapses:{number}", calls, 0, flops)
@@ -435,26 +454,14 @@ class _Lowering:
         calls.append(Call(call.function, self._placed(call.args, error), (), (result,), (kind,)))
         return result
 
-    def _synapse(self, edge: Edge, delta: str) -> Call:
-        """γ d eᵀ of Eq. 6 for one edge, in the direction that is subtracted from E."""
-        source, target = self.regions[edge.source], self.regions[edge.target]
-        kind = (TensorType(edge.shape, self._type(target).dtype),)
-        e, synapse = Ref(self.sampled[edge.source]), Ref(f"E[{edge.synapse}]")
-        rate = (Ref("gamma"), Ref("B"), self.plan.rates.sign == "descend")
-        if edge.form == "dense" and source.units <= _FEW:
-            return Call("rules.synapse.dense_eq6_few", (synapse, e, *rate, source.shape), (), (delta,), kind)
-        first = Ref(self.moved[edge.name]) if edge.form == "dense" else synapse
-        axes = (source.axis, target.axis) if edge.form == "token" else ()
-        args = (first, e, *rate, source.shape, target.shape, *axes)
-        return Call(f"rules.synapse.{edge.form}_eq6", args, (), (delta,), kind)
-
     def _tied(self) -> None:
         """What has several contributions learns from their sum, once all regions that use it are done; a synapse on the
         lane that owns it."""
-        types = {f"P[{item.key}]": item.type for item in self.graph.parameters}
-        for edge in self.plan.edges:
-            types[f"E[{edge.name}]"] = TensorType(edge.shape, self._type(self.regions[edge.target]).dtype)
-        lanes = {f"E[{edge.name}]": edge.target for edge in self.plan.edges}
+        types = {f"P[{held.key}]": held.type for held in self.graph.parameters}
+        lanes = {}
+        for item in stored(self.plan):
+            types[f"E[{item.name}]"] = TensorType(item.shape, self._type(self.regions[item.region]).dtype)
+            lanes[f"E[{item.name}]"] = item.region
         for number, (store, deltas) in enumerate(sorted(self.shared.items()), start=1):
             total = self.namer.new(f"dS{number}")
             calls = [

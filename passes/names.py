@@ -18,8 +18,8 @@ RESERVED = frozenset(
     {
         "torch", "F", "P", "E", "C", "B", "M", "T", "lr", "beta", "gamma", "lanes", "here", "loss", "target",
         "optimise", "step", "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib", "opaque",
-        "opaque_vjp", "PLAN", "SYNAPSES", "INPUTS", "TARGETS", "LANES", "SMALLEST_BATCH", "Lanes",
-        "aten", "math", "operator", "constants", "record", "wait", "lane", "self", "print", "device",
+        "opaque_vjp", "PLAN", "SYNAPSES", "INPUTS", "TARGETS", "LANES", "SMALLEST_BATCH", "Lanes", "aten", "math",
+        "operator", "constants", "record", "wait", "lane", "self", "print", "device", "implicit", "implicit_key",
     }
 )  # fmt: skip
 

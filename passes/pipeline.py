@@ -22,6 +22,7 @@ from reclra_graph.passes.capture import capture
 from reclra_graph.passes.costs import batch_size, device_costs, unit_costs
 from reclra_graph.passes.emit import emit
 from reclra_graph.passes.lower import lower
+from reclra_graph.passes.memory import with_peak
 from reclra_graph.passes.partition import partition
 from reclra_graph.passes.price import price
 from reclra_graph.passes.profile import measured_on, profile
@@ -90,6 +91,7 @@ def compile_model(
     tasks = clock.run("price", lambda: verify(priced(tasks)))
     timetable = clock.run("schedule", lambda: verify(schedule(tasks)))
     program = clock.run("emit", lambda: verify(emit(timetable)))
+    program = clock.run("memory", lambda: verify(with_peak(program, batch)))
     return Compilation(program, constants, tuple(clock.seconds.items()))
 
 
@@ -100,7 +102,9 @@ def _costs(
     units = unit_costs(regions, batch)
     if device == UNIT:
         return units
-    plain = replace(options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False)
+    plain = replace(
+        options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False, synapse_memory=None, gpu_memory=None
+    )
     flat = replace(wire(regions, plain, units), device=device, batch=batch)
     return device_costs(priced(lower(flat)))
 

@@ -1,29 +1,35 @@
 """TaskGraph → Schedule: place the tasks on lanes and synchronise them.
 
 Before:  tasks and the order they must keep.
-After:   for every lane a queue, by list scheduling in the unit-cost model (the forward pass runs on lane 0 before
-         it); Record and Wait wherever a value crosses lanes and the wait does not follow from an earlier one; Copy for
-         values that cross devices; Free for values that one lane made and alone read, after their last use; and one
-         order for the host in which no Wait comes before its Record. Lane 0 waits for every other lane at the end.
+After:   for every lane a queue, by list scheduling (in the unit-cost model the forward pass runs on lane 0 before it;
+         where costs are times, it is a job of lane 0, and hand-overs between lanes count); Record and Wait wherever a
+         value crosses lanes and the wait does not follow from an earlier one; Copy for values that cross devices; Free
+         for values whose last use the lane that made them knows of; and one order for the host in which no Wait comes
+         before its Record. Lane 0 waits for every other lane at the end.
 """
 
 from __future__ import annotations
 
+from reclra_graph.ir.device import UNIT
 from reclra_graph.ir.schedule import Lane, Schedule, Slot
 from reclra_graph.ir.tasks import Task, TaskGraph
+from reclra_graph.passes.best_schedule import best_schedule
 from reclra_graph.passes.frees import with_frees
-from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
+from reclra_graph.passes.list_schedule import Job
 from reclra_graph.passes.sync import host_order, synchronised
+from reclra_graph.passes.timetable import hand_over, timetable, value_bytes
 
 
 def schedule(tasks: TaskGraph) -> Schedule:
     """The schedule for as many lanes as the plan has GPUs; lanes that stay empty are left out."""
     groups = _groups(tasks)
-    placed = list_schedule(_jobs(tasks, groups), tasks.plan.gpus)
+    placed = best_schedule(_jobs(tasks, groups), tasks.plan.gpus)
     slots = [Slot(name, item.lane, item.start, item.end) for name, item in placed.items()]
     slots.sort(key=lambda slot: (slot.start, slot.lane))
     queues: dict[int, list[Task]] = {0: list(groups["forward"])}
     for slot in slots:
+        if slot.group == "forward":
+            continue
         queues.setdefault(slot.lane, []).extend(groups[slot.group])
         kind, _, region = slot.group.partition(":")
         # Synapses learn on the lane that owns them: with their region's update where it runs there, else at the end.
@@ -39,13 +45,15 @@ def schedule(tasks: TaskGraph) -> Schedule:
     slots = [Slot(slot.group, numbers[slot.lane], slot.start, slot.end) for slot in slots]
     lane_of = {task.name: lane for lane, queue in queues.items() for task in queue}
     actions = host_order(synchronised(tasks, queues, lane_of))
+    timed = timetable(tasks, actions, {lane: lane for lane in queues}) if _timed(tasks) else tuple(slots)
     return Schedule(
         tasks,
         tuple(Lane(number, number) for number in sorted(queues)),
         tuple(with_frees(tasks, actions, lane_of)),
-        tuple(slots),
-        makespan(placed),
+        timed,
+        max((slot.end for slot in timed), default=0),
         _waves(tasks, lane_of),
+        clock=tasks.plan.device.clock,
     )
 
 
@@ -62,11 +70,12 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
     after: dict[str, dict[str, None]] = {name: {} for name in groups}
     for before, behind in tasks.edges:
         first, second = group_of[before], group_of[behind]
-        if first != second and not _apart(first):
+        if first != second and (not _apart(first) or (_timed(tasks) and first == "forward")):
             after[second][first] = None
     jobs = []
+    sizes = value_bytes(tasks) if _timed(tasks) else {}
     for name, members in groups.items():
-        if _apart(name):
+        if _apart(name) and not (_timed(tasks) and name == "forward"):
             continue
         kind, _, region = name.partition(":")
         near = _target(tasks, region)
@@ -75,8 +84,18 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
         elif kind == "optimise":
             near = next(reversed(after[name]), "")
         cost = sum(task.cost for task in members)
-        jobs.append(Job(name, cost, tuple(after[name]), kind == "target", near))
+        over: tuple[int, ...] = ()
+        lane = None
+        if _timed(tasks):
+            over = tuple(hand_over(tasks, sizes, groups[first], members) for first in after[name])
+            lane = 0 if name in ("forward", f"target:{tasks.plan.regions.output}") else None
+        jobs.append(Job(name, cost, tuple(after[name]), kind == "target", near, over, lane))
     return jobs
+
+
+def _timed(tasks: TaskGraph) -> bool:
+    """Whether costs are times; then the forward pass is a job too, and hand-overs count."""
+    return tasks.plan.device != UNIT
 
 
 def _target(tasks: TaskGraph, region: str) -> str:

@@ -35,7 +35,7 @@ aten = torch.ops.aten
 
 TABLES = """
 PLAN = {digest!r}
-# Error synapses: name -> (shape, standard deviation at the start, lane that owns it).
+# Error synapses: name -> (shape, standard deviation at the start, lane that owns it).{starts}
 SYNAPSES = {synapses}
 # Inputs: name -> (shape with B for the batch, dtype).
 INPUTS = {inputs}
@@ -106,9 +106,7 @@ def synapses(seed=@seed@, device="cpu", dtype=torch.@dtype@):
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, (shape, deviation, lane) in SYNAPSES.items():
-        values = torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
-        made[name] = values.to(lane_device(lane, device), dtype)
-    return made
+@starts@    return made
 
 
 def sgd(store, name, delta, lr):
@@ -138,6 +136,69 @@ def check(loss, *inputs):
         finite = finite & torch.isfinite(value).all()
     if not finite:
         raise FloatingPointError("RG604 the loss or an input is not finite; the parameters are as they were")
+
+'''
+
+STARTS = """
+# "identity": a matrix M_j, through which the implicit synapses of one source send, and by which they learn; "key": what
+# an implicit synapse is made from, wherever it is used."""
+
+PLAIN_STARTS = """        values = torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
+        made[name] = values.to(lane_device(lane, device), dtype)
+"""
+
+IMPLICIT_STARTS = """        home = lane_device(lane, device)
+        if deviation == "key":
+            made[name] = torch.tensor(implicit_key(seed, name), dtype=torch.int32, device=home)
+        elif deviation == "identity":
+            made[name] = torch.eye(*shape, dtype=dtype, device=home)
+        else:
+            values = torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
+            made[name] = values.to(home, dtype)
+"""
+
+IMPLICIT = '''
+def implicit_key(seed, name):
+    """Two words of 32 bits for an implicit synapse: the 64-bit FNV-1a hash of seed and name."""
+    found = 0xCBF29CE484222325
+    for byte in f"{seed} {name}".encode():
+        found = (found ^ byte) * 0x100000001B3 % 2**64
+    return [(word + 2**31) % 2**32 - 2**31 for word in (found, found >> 32)]
+
+
+def implicit(e, key, shape, tile=None):
+    """E e of a synapse that is not stored: [B, ...] to [B, *shape]. An entry of E depends on the key, its row and its
+    column alone: hashes of the two are mixed into a word, in 32-bit integers that wrap around, and the four bytes of a
+    word are four entries of a row. Made in tiles of so many entries, which on a CPU stay in its cache."""
+    e = e.reshape(e.shape[0], -1)
+    rows, columns = math.prod(shape), e.shape[1]
+    words = -(-columns // 4)
+
+    def hashed(count, a, b):
+        found = torch.arange(count, device=e.device) ^ a
+        for added in (b, 0):
+            found = (found ^ (found >> 16)) * 0x21F0AAAD % 2**32
+            found = (found ^ (found >> 15)) * 0x735A2D97 % 2**32
+            found = ((found ^ (found >> 15)) + added) % 2**32
+        return ((found + 2**31) % 2**32 - 2**31).to(torch.int32)
+
+    a, b = (key.to(torch.int64) % 2**32).unbind()
+    row, column = hashed(rows, a, b)[:, None], hashed(words, b, a)
+    count = min(rows, max(1, (tile or (2**18 if e.device.type == "cpu" else 2**26)) // (4 * words)))
+    word = torch.empty((count, words), dtype=torch.int32, device=e.device)
+    shifted, entries = torch.empty_like(word), e.new_empty((count, 4 * words))
+    d = e.new_empty((e.shape[0], rows))
+    for start in range(0, rows, count):
+        end = min(start + count, rows)
+        u, v, entry = word[: end - start], shifted[: end - start], entries[: end - start]
+        torch.bitwise_xor(row[start:end], column, out=u).mul_(0x2C1B3C6D)
+        u.bitwise_xor_(torch.bitwise_right_shift(u, 15, out=v)).mul_(0x297A2D39)
+        u.add_(torch.bitwise_right_shift(u, 16, out=v))
+        entry.copy_(u.view(torch.int8))
+        torch.mm(e, entry[:, :columns].T, out=d[:, start:end])
+    # An entry is a byte and a half, of the deviation that a dense synapse has.
+    d.add_(e.sum(1, keepdim=True), alpha=0.5).div_(math.sqrt(columns * (256**2 - 1) / 12))
+    return d.reshape(-1, *shape)
 
 '''
 

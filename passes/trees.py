@@ -6,7 +6,7 @@ After:   pairs sorted by target; every region that learns below the output is a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import networkx as nx
 
@@ -34,10 +34,14 @@ def bottlenecks(regions: RegionGraph) -> tuple[int, ...]:
     return tuple(found) if widens else ()
 
 
-def _pairs(regions: RegionGraph, parents: Parents) -> tuple[tuple[int, int], ...]:
-    """(source, target), by target. What hangs on the output hears from every output that it flows into."""
+def pairs_of(
+    regions: RegionGraph, parents: Parents, ahead: Mapping[int, set[int]] | None = None
+) -> tuple[tuple[int, int], ...]:
+    """(source, target), by target. What hangs on the output hears from every output that it flows into (``ahead``:
+    ``reachable``, where it is known)."""
     found: list[tuple[int, int]] = []
-    ahead = _reachable(regions) if len(regions.outputs) > 1 else {}
+    if ahead is None:
+        ahead = reachable(regions) if len(regions.outputs) > 1 else {}
     for target, source in sorted(parents.items()):
         reached = [number for number in regions.outputs if number in ahead.get(target, ())]
         several = reached if source == regions.output and reached else [source]
@@ -47,7 +51,7 @@ def _pairs(regions: RegionGraph, parents: Parents) -> tuple[tuple[int, int], ...
 
 def flat(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
     """Every region hears from the output itself."""
-    return _pairs(regions, {region.id: regions.output for region in supported(regions)})
+    return pairs_of(regions, {region.id: regions.output for region in supported(regions)})
 
 
 def chain(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
@@ -65,18 +69,18 @@ def chain(regions: RegionGraph) -> tuple[tuple[int, int], ...]:
         if parents[number] in regions.outputs:
             parents[number] = regions.output
         waiting.append(parents[number])
-    return _pairs(regions, parents)
+    return pairs_of(regions, parents)
 
 
 def relayed(regions: RegionGraph, relays: Sequence[int], depth: int) -> tuple[tuple[int, int], ...]:
     """Every region hangs on the nearest relay that it flows into; relays form a tree of depth − 1 below the output."""
-    ahead = _reachable(regions)
+    ahead = reachable(regions)
     parents = _tree(list(relays), regions.output, depth - 1)
     for region in supported(regions):
         if region.id not in relays:
             nearest = [relay for relay in relays if relay > region.id and relay in ahead[region.id]]
             parents[region.id] = min(nearest, default=regions.output)
-    return _pairs(regions, parents)
+    return pairs_of(regions, parents)
 
 
 def block_wise(regions: RegionGraph, ends: Sequence[int], depth: int) -> tuple[tuple[int, int], ...]:
@@ -86,12 +90,12 @@ def block_wise(regions: RegionGraph, ends: Sequence[int], depth: int) -> tuple[t
     for region in supported(regions):
         if region.id not in ends:
             parents[region.id] = end_of.get(region.block, regions.output) if region.block else regions.output
-    return _pairs(regions, parents)
+    return pairs_of(regions, parents)
 
 
 def grouped(regions: RegionGraph, depth: int) -> tuple[tuple[int, int], ...]:
     """A tree of exactly the depth asked for, from groups of neighbouring regions, the last of each its relay."""
-    return _pairs(regions, _tree([region.id for region in supported(regions)], regions.output, depth))
+    return pairs_of(regions, _tree([region.id for region in supported(regions)], regions.output, depth))
 
 
 def _tree(members: list[int], parent: int, depth: int) -> Parents:
@@ -119,7 +123,7 @@ def _sizes(total: int, count: int, depth: int) -> list[int]:
     return sizes
 
 
-def _reachable(regions: RegionGraph) -> dict[int, set[int]]:
+def reachable(regions: RegionGraph) -> dict[int, set[int]]:
     """For every region, the regions that its representation flows into, at any distance."""
     ahead: dict[int, set[int]] = {region.id: set() for region in regions.regions}
     for source, target in sorted(regions.flow, reverse=True):

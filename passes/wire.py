@@ -1,75 +1,42 @@
 """RegionGraph → WiringPlan: choose which region sends its error to which.
 
-Before:  regions, and what the user asked for (GPUs, depth, relays, a wiring by name or edge by edge).
+Before:  regions, what the user asked for (GPUs, depth, relays, budgets, a wiring by name, edge by edge, or from a
+         file), and what everything costs.
 After:   error edges from the output to every region that learns, each with its form and rule, and the candidates that
-         were compared: for each its makespan on the GPUs asked for in the unit-cost model (a target and an update cost
-         1 each), its synapse memory, and the length of its error paths.
-
-The automatic choice is between flat wiring (every region hangs on the output) and relays at depth 2: the outputs of
-the model's blocks, or in a model without blocks its bottlenecks. The smallest makespan wins; among equals the model's
-own relays, as in the paper's Figure 1, then less memory, then shorter paths. Deeper wirings are built when asked for:
-each hop shrinks the error by about β.
+         were compared: for each its makespan on the GPUs asked for, its synapse memory, and the length of its error
+         paths (``choose``, ``improve``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import networkx as nx
-
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.costs import Costs
-from reclra_graph.ir.device import Device
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
-from reclra_graph.ir.wiring import Candidate, Edge, Loss, Rates, WiringPlan
+from reclra_graph.ir.wiring import Loss, Rates, WiringPlan
 from reclra_graph.options import Options
+from reclra_graph.passes.choose import Planner
 from reclra_graph.passes.costs import unit_costs
-from reclra_graph.passes.list_schedule import Job, list_schedule, makespan
-from reclra_graph.passes.trees import block_wise, bottlenecks, chain, explicit, flat, grouped, relayed, supported
+from reclra_graph.passes.trees import supported
+from reclra_graph.passes.wired import model_problems
+from reclra_graph.rules.forms import asked_for
 from reclra_graph.rules.operators import STEPS, short
 
 
-@dataclass(frozen=True)
-class _Wiring:
-    name: str
-    pairs: tuple[tuple[int, int], ...]
-    """(source, target), by target."""
-    eligible: bool = True
-    structural: bool = False
-
-
 def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> WiringPlan:
-    """The wiring plan, by the costs of the regions (none: the unit-cost model).
+    """The wiring plan; ``costs`` are those of the unit-cost model unless given.
 
-    Raises ModelError with all that is wrong about depth, relays and edges (RG304, RG402–RG408).
+    Raises ModelError with all that is wrong about depth, relays, edges, their forms and budgets (RG304, RG402 to RG408,
+    RG440, RG442, RG605).
     """
-    costs = costs or unit_costs(regions)
+    costs = unit_costs(regions) if costs is None else costs
     relays, problems = _relays(regions, options)
     problems += _depth_problems(regions, options) + _kappa_problems(regions, options)
-    problems += _strict_problems(regions, options)
+    problems += _strict_problems(regions, options) + model_problems(regions, options)
     if problems:
         raise ModelError(problems)
-    considered = _candidates(regions, options, relays)
-    rows: list[tuple[tuple[int, int, int, int, int], _Wiring, Candidate, tuple[Edge, ...]]] = []
-    for wiring in considered:
-        edges = _shared(regions, tuple(_edge(regions, source, target, options) for source, target in wiring.pairs))
-        levels = _levels(regions.outputs, wiring.pairs)
-        jobs = wiring_jobs(regions, edges, costs)
-        candidate = Candidate(
-            wiring.name,
-            max(levels.values(), default=0),
-            _sources(wiring.pairs, regions.outputs),
-            makespan(list_schedule(jobs, options.gpus)),
-            sum(job.cost for job in jobs),
-            sum(edge.bytes for edge in edges if not edge.shared),
-            sum(levels.values()),
-        )
-        key = (not wiring.eligible, candidate.makespan, not wiring.structural, candidate.bytes, candidate.path)
-        rows.append(((int(key[0]), key[1], int(key[2]), key[3], key[4]), wiring, candidate, edges))
-    best = min(range(len(rows)), key=lambda index: (rows[index][0], index))
-    _, wiring, winner, edges = rows[best]
-    candidates = tuple(replace(row[2], chosen=index == best) for index, row in enumerate(rows))
+    planner = Planner(regions, options, costs, relays)
+    choice = planner.choose()
+    winner, edges = choice.row.candidate, choice.row.fitted.edges
     idle = sorted(set(relays or ()) - set(winner.relays))
     if idle:
         cause = f"no region would hang on relay {idle[0]}: none that learns flows into it before another relay"
@@ -77,11 +44,13 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     if isinstance(options.depth, int) and options.depth != winner.depth:
         cause = f"depth {options.depth} was asked for, but {winner.name} wiring as given has depth {winner.depth}"
         raise ModelError(Problem("RG402", cause, "depth", "Leave out depth, or choose another wiring or other relays."))
+    why = "; ".join(filter(None, (choice.why, asked_for(options, edges))))
     update = tuple((region.id, _update_rule(regions, region, options)) for region in regions.regions if region.learns)
     return WiringPlan(
-        regions, options.gpus, wiring.name, winner.depth, winner.relays, edges, update, _rates(options),
-        _losses(regions, options), candidates, _why(winner, wiring, candidates, options, costs.device), options.seed,
-        costs.device, 0 if costs.clock == "unit" else costs.batch,
+        regions, options.gpus, choice.row.named.name, winner.depth, winner.relays, edges, update, _rates(options),
+        _losses(regions, options), choice.candidates, why, options.seed,
+        costs.device, 0 if costs.clock == "unit" else costs.batch, choice.row.share.placement,
+        options.synapse_memory or 0,
     )  # fmt: skip
 
 
@@ -164,66 +133,6 @@ def _update_rule(regions: RegionGraph, region: Region, options: Options) -> str:
     return LOCAL if asked or any(item.rule == LOCAL for item in region.updates) else "analytic"
 
 
-def _candidates(regions: RegionGraph, options: Options, relays: tuple[int, ...] | None) -> list[_Wiring]:
-    """What is compared. A wiring, relays, or a depth that the user fixed leaves the rest as yardsticks only."""
-    direct, chained = _Wiring("flat", flat(regions)), _Wiring("chain", chain(regions), eligible=False)
-    yardsticks = [replace(direct, eligible=False), chained]
-    if not isinstance(options.wiring, str) or "->" in options.wiring:
-        return [_Wiring("explicit", explicit(regions, options.wiring)), *yardsticks]
-    depth = options.depth if isinstance(options.depth, int) else None
-    if options.wiring == "flat":
-        return [direct, chained]
-    if options.wiring == "chain":
-        return [replace(chained, eligible=True), yardsticks[0]]
-    if relays is not None:
-        return [_Wiring("relays", relayed(regions, relays, depth or 2), structural=True), *yardsticks]
-    own = _own_relays(regions, depth or 2)
-    if options.wiring == "blocks":
-        # A model without blocks has bottlenecks at best; without either, neighbouring regions make up a block.
-        return [*(own or [_Wiring("groups", grouped(regions, depth or 2))]), *yardsticks]
-    if depth == 1:
-        return [direct, chained]
-    if depth is not None:
-        own = [item for item in own if max(_levels(regions.outputs, item.pairs).values()) == depth]
-        return [*own, _Wiring("groups", grouped(regions, depth)), *yardsticks]
-    return [*own, direct, chained]
-
-
-def _own_relays(regions: RegionGraph, depth: int) -> list[_Wiring]:
-    """Wirings whose relays are the model's own: block outputs, bottlenecks."""
-    found = []
-    ends = tuple(region.id for region in regions.regions if region.ends_block and region.id not in regions.outputs)
-    if ends:
-        found.append(_Wiring("blocks", block_wise(regions, ends, depth), structural=True))
-    narrow = () if ends else bottlenecks(regions)  # narrow layers inside blocks are the blocks' own affair
-    if narrow:
-        found.append(_Wiring("bottlenecks", relayed(regions, narrow, depth), structural=True))
-    return found
-
-
-def _edge(regions: RegionGraph, source: int, target: int, options: Options) -> Edge:
-    """An edge with the form of its synapse: over sequences position by position, else dense; shared over positions
-    where dense would be too large."""
-    first, second = regions.regions[source], regions.regions[target]
-    item = 8 if regions.graph.types[second.pre].dtype == "float64" else 4
-    shape, form = (second.units, first.units), "dense"
-    sequences = first.axis == second.axis == -1 and first.shape[:-1] == second.shape[:-1] and len(second.shape) > 1
-    if sequences or (shape[0] * shape[1] > options.synapse_entries and len(second.shape) > 1):
-        shape, form = (second.features, first.features), "token" if -1 in (first.axis, second.axis) else "channel"
-    return Edge(source, target, form, options.rule, shape, shape[0] * shape[1] * item)
-
-
-def _shared(regions: RegionGraph, edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
-    """Edges to a layer that runs several times, each through the synapse of its first run."""
-    first: dict[tuple[int, tuple[str, ...], tuple[int, int], str], str] = {}
-    found = []
-    for edge in edges:
-        key = (edge.source, tuple(sorted(regions.regions[edge.target].parameters)), edge.shape, edge.form)
-        name = first.setdefault(key, edge.name) if key[1] else edge.name
-        found.append(replace(edge, shared="" if name == edge.name else name))
-    return tuple(found)
-
-
 def _losses(regions: RegionGraph, options: Options) -> tuple[Loss, ...]:
     """The loss of each output."""
     found = []
@@ -244,74 +153,3 @@ def _losses(regions: RegionGraph, options: Options) -> tuple[Loss, ...]:
             raise ModelError(Problem("RG405", cause, "loss"))
         found.append(Loss(item.label, kind, axis, options.label_smoothing, options.ignore_index, weights))
     return tuple(found)
-
-
-def _levels(outputs: Sequence[int], pairs: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """Length of the longest error path to every region that is reached."""
-    wires = nx.DiGraph(list(pairs))
-    wires.add_nodes_from(outputs)
-    levels = dict.fromkeys(outputs, 0)
-    for number in nx.topological_sort(wires):
-        for _, target in wires.out_edges(number):
-            if number in levels:
-                levels[target] = max(levels.get(target, 0), levels[number] + 1)
-    return levels
-
-
-def _sources(pairs: Sequence[tuple[int, int]], outputs: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted({source for source, _ in pairs if source not in outputs}))
-
-
-def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> list[Job]:
-    """A target, with the displacements that it adds up, for every region that an error reaches; an update for each that
-    learns."""
-    pairs = [(edge.source, edge.target) for edge in edges]
-    incoming: dict[int, list[int]] = {}
-    moved: dict[int, int] = {}
-    for edge in edges:
-        # All outputs get their errors at once, from the loss.
-        sender = regions.output if edge.source in regions.outputs else edge.source
-        if sender not in incoming.setdefault(edge.target, []):
-            incoming[edge.target].append(sender)
-        source, target = regions.regions[edge.source], regions.regions[edge.target]
-        moved[edge.target] = moved.get(edge.target, 0) + costs.displace(
-            source.shape, source.axis, target.shape, target.axis, edge.form
-        )
-    levels = _levels(regions.outputs, pairs)
-    reached = sorted(levels, key=lambda number: (levels[number], -number))
-    targets = [
-        Job(f"target:{number}", costs.target[number] + moved.get(number, 0),
-            tuple(f"target:{source}" for source in incoming.get(number, ())),
-            near=f"target:{max(incoming[number])}" if number in incoming else "")
-        for number in reached
-        if number == regions.output or number not in regions.outputs
-    ]  # fmt: skip
-    after = {number: regions.output if number in regions.outputs else number for number in reached}
-    updates = [
-        Job(f"update:{number}", costs.update[number], (f"target:{after[number]}",), urgent=False,
-            near=f"target:{after[number]}")
-        for number in reached
-        if regions.regions[number].learns
-    ]  # fmt: skip
-    return [*targets, *updates]
-
-
-def _why(winner: Candidate, wiring: _Wiring, candidates: Sequence[Candidate], options: Options, device: Device) -> str:
-    gpus = f"{options.gpus} GPU" + ("s" if options.gpus > 1 else "")
-    if winner.name in ("explicit", "relays") or (options.wiring != "auto" and winner.name == options.wiring):
-        return f"{winner.name}: asked for"
-    rivals = [item for item in candidates if item.name != winner.name and item.name != "chain"]
-    faster = [item for item in rivals if item.makespan > winner.makespan]
-    equal = [item for item in rivals if item.makespan == winner.makespan]
-    said = f"{winner.name}: makespan {device.shown(winner.makespan)} on {gpus}"
-    if faster:
-        said += ", before " + " and ".join(f"{item.name} with {device.shown(item.makespan)}" for item in faster)
-    for item in equal:
-        memory = _less(winner.bytes, item.bytes)
-        reason = "its relays are the model's own" if wiring.structural else "its error paths are shorter"
-        said += f"; as fast as {item.name}, chosen since {memory or reason}"
-    return said
-
-
-def _less(mine: int, other: int) -> str:
-    return f"it needs less synapse memory ({mine} bytes, not {other})" if mine < other else ""

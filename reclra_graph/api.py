@@ -14,12 +14,13 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.export.plan_json import read_plan
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
-from reclra_graph.ir.text import digest, from_text
-from reclra_graph.options import Options
+from reclra_graph.ir.text import from_text
+from reclra_graph.options import Options, byte_count
 from reclra_graph.passes.pipeline import compile_model
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.structure import called
 from reclra_graph.verify import verify
+from reclra_graph.wiring_file import SUFFIX, read_wiring
 
 
 def compile(  # named as torch.compile is
@@ -31,6 +32,8 @@ def compile(  # named as torch.compile is
     depth: int | str = "auto",
     relays: Sequence[int | str] | None = None,
     wiring: str | Sequence[str | tuple[int, int]] = "auto",
+    synapse_memory: int | str | None = None,
+    gpu_memory: int | str | None = None,
     rule: str = "eq6",
     beta: float = 0.1,
     gamma: float = 0.01,
@@ -49,6 +52,7 @@ def compile(  # named as torch.compile is
     strict: bool = False,
     seed: int = 0,
     synapse_entries: int = 1 << 22,
+    synapse: str = "auto",
     frontend: str = "auto",
     device: str = "unit",
     profile: bool = False,
@@ -61,7 +65,10 @@ def compile(  # named as torch.compile is
         tensor are constants of the step. The batch is the first dimension of the first tensor; its size stays free
         where the model allows it. example_kwargs: keyword arguments beside positional ones.
     gpus: lanes to schedule for. depth: longest error path in edges, or "auto". relays: regions (ids or module paths)
-        that pass errors on. wiring: "auto", "flat", "chain", "blocks", or edges as "9->5" or (9, 5).
+        that pass errors on. wiring: "auto", "flat", "chain", "blocks", edges as "9->5" or (9, 5), or the path of a
+        .json file: a list of edges, {"edges": [...], "forms": {"9->5": "channel"}}, or a plan.json, edited or not.
+    synapse_memory: what all error synapses may take, in bytes or as "2GiB"; forms that need less are chosen until they
+        fit. By default four times the parameters or 256 MiB. gpu_memory: the same for each GPU and everything on it.
     rule: learning of the error synapses, "eq6" or "fixed". beta, gamma: β and γ of the rule. kappa: region id → κ_i.
     norm: p = q of the discrepancy, 2 or 1. sign: of Eq. 6, "descend" or "printed". gain: divide e_i by β.
     loss: "cross-entropy" (classes in the last dimension of a sequence's output, [B, T, C], else in dimension 1),
@@ -72,6 +79,8 @@ def compile(  # named as torch.compile is
     optimizer, lr: of ``step(x, target)``.
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
+    synapse: form of every error synapse that it fits: "dense", "implicit" (dense, but made anew from a seed wherever it
+        is used), "lowrank(r)", "conv", "channel" or "token"; the others, and all with "auto", as said above.
     frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
     device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
         (docs/architecture.md), or "unit", the paper's unit-cost model. profile: measure costs on the model's own device
@@ -83,22 +92,31 @@ def compile(  # named as torch.compile is
     model = plain_model(model)
     args, kwargs = called(example_inputs, example_kwargs)
     options = make_options(
-        gpus=gpus, depth=depth, relays=relays, wiring=wiring, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
+        gpus=gpus, depth=depth, relays=relays, wiring=wiring, synapse_memory=synapse_memory,
+        gpu_memory=gpu_memory, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
-        synapse_entries=synapse_entries, frontend=frontend, device=device, profile=profile,
+        synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, device=device, profile=profile,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)
 
 
 def make_options(**given: Any) -> Options:
-    """Options as the API takes them, in the frozen form that the passes read."""
+    """Options as the API takes them, in the frozen form that the passes read. Raises ModelError where a wiring's file
+    cannot be read (RG101, RG441)."""
     relays, wiring, loss = given.get("relays"), given.get("wiring", "auto"), given.get("loss", "cross-entropy")
     given["relays"] = None if relays is None else tuple(relays)
-    given["wiring"] = wiring if isinstance(wiring, str) else tuple(_edge(item) for item in wiring)
+    if isinstance(wiring, str):
+        given["wiring"] = read_wiring(wiring) if wiring.endswith(SUFFIX) else wiring
+    else:
+        given["wiring"] = tuple(_edge(item) for item in wiring)
+    for name in ("synapse_memory", "gpu_memory"):
+        given[name] = byte_count(given[name]) if given.get(name) is not None else None
     given["loss"] = tuple((str(key), item) for key, item in loss.items()) if isinstance(loss, Mapping) else loss
-    given["kappa"] = tuple(sorted((given.get("kappa") or {}).items()))
+    given["kappa"] = tuple(
+        sorted((given.get("kappa") or {}).items(), key=lambda item: (isinstance(item[0], str), item))
+    )
     given["class_weights"] = tuple(float(item) for item in given.get("class_weights") or ())
     return Options(**given)
 
@@ -126,7 +144,7 @@ def load(directory: str | Path, model: nn.Module) -> CompiledStep:
     if not isinstance(timetable, Schedule) or not isinstance(saved, dict):
         raise ModelError(Problem("RG702", "schedule.txt holds no schedule, or synapses.pt no synapses", str(folder)))
     verify(timetable)
-    stamp = digest(timetable)
+    stamp = timetable.digest
     if read_plan(plan).digest != stamp:
         raise ModelError(Problem("RG702", "plan.json and schedule.txt are not of the same plan", str(folder)))
     step = CompiledStep(model, StepProgram(timetable, source, (), stamp), constants)

@@ -92,6 +92,12 @@ CODES: dict[str, tuple[str, str]] = {
         "bad-device-file",
         "Write one JSON object with flops, bandwidth, launch, link, latency and memory, each a number above 0.",
     ),
+    "RG440": ("over-budget", "Give the budget that the cause names, or a smaller model or batch."),
+    "RG441": (
+        "bad-wiring-file",
+        'Give a list of edges, an object {"edges": [...], "forms": {...}}, or a plan.json.',
+    ),
+    "RG442": ("bad-synapse", "Give each edge a form that fits it, a known rule, and the shape of that form or none."),
     "RG501": (
         "invariant-broken",
         "This is a bug in reclra-graph (or an edited file); please report it with the model.",

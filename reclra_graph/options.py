@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,14 +11,46 @@ from reclra_graph.errors import Problem
 
 WIRINGS = ("auto", "flat", "chain", "blocks")
 SYNAPSE_RULES = ("eq6", "fixed")
+FORMS = ("dense", "implicit", "lowrank(r)", "conv", "channel", "token")
+"""Forms of an error synapse; r is a whole number of at least 1."""
 SIGNS = ("descend", "printed")
 LOSSES = ("cross-entropy", "causal-lm", "mse", "bce-with-logits")
 FRONTENDS = ("auto", "export", "record")
 OPTIMIZERS = ("sgd",)
 UPDATES = ("analytic", "local_vjp")
 
-Wiring: TypeAlias = str | tuple[str, ...]
-"""A wiring's name, or its edges such as ``("9->5", "5->4")``."""
+
+@dataclass(frozen=True)
+class Wired:
+    """A wiring that was read from a file.
+
+    ``place`` names the file. ``edges`` are ``"9->5"``; ``forms``, ``rules`` and ``shapes`` hold (edge, what the file
+    says of its synapse) where it says so. ``model`` is the digest of the regions that a plan.json was made for, or
+    empty.
+    """
+
+    place: str
+    edges: tuple[str, ...]
+    forms: tuple[tuple[str, str], ...] = ()
+    rules: tuple[tuple[str, str], ...] = ()
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    model: str = ""
+
+
+Wiring: TypeAlias = str | tuple[str, ...] | Wired
+"""A wiring's name, its edges such as ``("9->5", "5->4")``, or what a file says."""
+
+_UNITS = {"": 1, "b": 1, **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+          **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}}  # fmt: skip
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
+
+
+def byte_count(text: int | str) -> int | str:
+    """``"2GiB"``, ``"512 MB"`` or a plain number as bytes; what cannot be read comes back as it is."""
+    found = _BYTES.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None or found.group(2).lower() not in _UNITS:
+        return text
+    return round(float(found.group(1)) * _UNITS[found.group(2).lower()])
 
 
 @dataclass(frozen=True)
@@ -25,14 +58,16 @@ class Options:
     """What ``rg.compile`` and ``reclra-compile`` take beside the model and its example inputs.
 
     gpus: lanes to schedule for (≥ 1). depth: longest error path in edges, or "auto". relays: region ids or module
-    paths that pass errors on, or None to choose. wiring: "auto", "flat", "chain", "blocks", or edges. rule: learning
-    rule of the error synapses. beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see
-    ``reclra_graph.ir.wiring.Rates``. update: how regions learn, "analytic" where a closed form exists, or
-    "local_vjp" everywhere but before step functions. strict: refuse local_vjp. lr: of the optimiser and of the
-    synapses. seed: of the synapses.
+    paths that pass errors on, or None to choose. wiring: "auto", "flat", "chain", "blocks", edges, or what a file
+    says. synapse_memory: bytes that all error synapses may take together; None: four times the parameters, or 256 MiB
+    where that is more, kept as far as dense and shared synapses can. gpu_memory: bytes that each GPU has for
+    parameters, activations, synapses and their updates; None: no limit. rule: learning rule of the error synapses.
+    beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see ``reclra_graph.ir.wiring.Rates``. update: how
+    regions learn, "analytic" where a closed form exists, or "local_vjp" everywhere but before step functions. strict:
+    refuse local_vjp. lr: of the optimiser and of the synapses. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
-    "token"). loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss)
-    pairs.
+    "token"). synapse: form of all error synapses that it fits, one of FORMS, or "auto".
+    loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss) pairs.
     label_smoothing, ignore_index, class_weights: of "cross-entropy" and "causal-lm", as torch has them. frontend: the
     rung of the capture ladder, "auto" for the first that works. device: what costs are those of, by a name of
     ``reclra_graph.ir.device.DEVICES`` or a JSON file; "unit" is the paper's unit-cost model. profile: measure
@@ -43,6 +78,8 @@ class Options:
     depth: int | str = "auto"
     relays: tuple[int | str, ...] | None = None
     wiring: Wiring = "auto"
+    synapse_memory: int | None = None
+    gpu_memory: int | None = None
     rule: str = "eq6"
     beta: float = 0.1
     gamma: float = 0.01
@@ -57,6 +94,7 @@ class Options:
     strict: bool = False
     seed: int = 0
     synapse_entries: int = 1 << 22
+    synapse: str = "auto"
     output: str | None = None
     label_smoothing: float = 0.0
     ignore_index: int | None = None
@@ -90,6 +128,9 @@ class Options:
             )
         if isinstance(self.wiring, str) and self.wiring not in WIRINGS and "->" not in self.wiring:
             found.append(Problem("RG404", f"there is no wiring named {self.wiring!r}", "wiring"))
+        for name, budget in (("synapse_memory", self.synapse_memory), ("gpu_memory", self.gpu_memory)):
+            if budget is not None and (not _whole(budget) or budget < 1):
+                found.append(Problem("RG405", f"{name} is {budget!r}", name, 'Give bytes, such as "2GiB" or "512MiB".'))
         for name, value, allowed in (
             ("rule", self.rule, SYNAPSE_RULES),
             ("sign", self.sign, SIGNS),
@@ -102,6 +143,9 @@ class Options:
             if value not in allowed or isinstance(value, bool):
                 choices = ", ".join(repr(item) for item in allowed)
                 found.append(Problem("RG405", f"{name} is {value!r}", name, f"Choose one of {choices}."))
+        if self.synapse != "auto" and not known_form(self.synapse):
+            choices = ", ".join(repr(item) for item in ("auto", *FORMS))
+            found.append(Problem("RG405", f"synapse is {self.synapse!r}", "synapse", f"Choose one of {choices}."))
         numbers = (("beta", self.beta, True), ("gamma", self.gamma, False), ("lr", self.lr, False))
         for name, number, positive in numbers:
             if not _finite(number) or number < 0 or (positive and number == 0):
@@ -127,6 +171,17 @@ class Options:
         if self.strict and self.update == "local_vjp":
             found.append(Problem("RG304", "strict=True and update='local_vjp' exclude each other", "strict"))
         return tuple(found)
+
+
+def rank_of(form: str) -> int:
+    """r of the form ``lowrank(r)``; 0 for every other."""
+    found = re.fullmatch(r"lowrank\(([1-9][0-9]{0,8})\)", form)
+    return int(found[1]) if found else 0
+
+
+def known_form(form: object) -> bool:
+    """Whether there is such a form of an error synapse."""
+    return isinstance(form, str) and (form in FORMS or rank_of(form) > 0) and form != "lowrank(r)"
 
 
 def _finite(value: object) -> bool:

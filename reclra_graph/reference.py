@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from reclra_graph.ir.operators import OPAQUE, Operator, Ref, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, Loss, WiringPlan
-from reclra_graph.rules import discrepancy, layout, loss, rule, synapse, target
+from reclra_graph.options import rank_of
+from reclra_graph.rules import discrepancy, implicit, layout, loss, rule, synapse, target
+from reclra_graph.rules.forms import Convolution, convolution, what_learns
 from reclra_graph.rules.operators import apply_chain, function, resolve
 from reclra_graph.rules.table import carry, update
 
@@ -121,12 +124,9 @@ class _Step:
         e = e.to(self.values[self.regions[self.plan.regions.output].post].dtype)
         for edge in self.plan.outgoing.get(source.id, ()):
             region = self.regions[edge.target]
-            displace = getattr(synapse, f"{edge.form}_displace")
-            weights = self.synapses[edge.synapse]
-            axes = (source.axis, region.axis) if edge.form == "token" else ()
-            sent = displace(e, weights, source.shape, region.shape, *axes)
+            sent = self._sent(edge, e, source, region)
             if edge.rule == "eq6":
-                self._synapse(edge, sent, e, source, region, axes)
+                self._synapse(edge, sent, e, source, region)
             d = layout.from_samples(sent, region.layout.dim, region.layout.before, region.layout.after)
             d = d.to(self.values[region.pre].dtype)
             self.displacements.setdefault(region.id, []).append(d)
@@ -151,15 +151,55 @@ class _Step:
         assert torch.equal(apply_chain(tuple(chain), self.values[region.pre]), self.values[region.post])
         return tuple(chain)
 
-    def _synapse(self, edge: Edge, d: Tensor, e: Tensor, source: Region, region: Region, axes: tuple[int, ...]) -> None:
+    def _sent(self, edge: Edge, e: Tensor, source: Region, region: Region) -> Tensor:
+        """d over one edge (Eq. 3)."""
+        if rank_of(edge.form):
+            whole = self.synapses[f"{edge.synapse}.A"] @ self.synapses[f"{edge.synapse}.B"]
+            return synapse.dense_displace(e, whole, source.shape, region.shape)
+        weights = self.synapses[edge.synapse]
+        if edge.form == "implicit":
+            whole = implicit.matrix(weights, region.units, source.units, e.dtype)
+            if edge.rule == "eq6":
+                whole = whole @ self.synapses[self.plan.matrix_of[edge.name].name]
+            return synapse.dense_displace(e, whole, source.shape, region.shape)
+        if edge.form == "conv":
+            form = self._convolution(edge)
+            rest = (form.stride, form.padding, form.output_padding, form.dilation, form.groups)
+            return synapse.conv_displace(e, weights, *rest)
+        displace = getattr(synapse, f"{edge.form}_displace")
+        axes = (source.axis, region.axis) if edge.form == "token" else ()
+        found: Tensor = displace(e, weights, source.shape, region.shape, *axes)
+        return found
+
+    def _convolution(self, edge: Edge) -> Convolution:
+        found = convolution(self.plan.regions, edge.source, edge.target)
+        assert found is not None, edge
+        return found
+
+    def _synapse(self, edge: Edge, d: Tensor, e: Tensor, source: Region, region: Region) -> None:
         """Note the change of a synapse: it acts once all errors have been sent."""
-        rates, weights = self.plan.rates, self.synapses[edge.synapse]
-        learn = getattr(synapse, f"{edge.form}_eq6")
-        first = d if edge.form == "dense" else weights
-        delta = learn(first, e, rates.gamma, self.batch, True, source.shape, region.shape, *axes)
+        rates, name = self.plan.rates, what_learns(self.plan, edge)
+        rate = (rates.gamma, self.batch, True)
+        if edge.form == "implicit" and name in self.moved:
+            return  # another edge has brought the change that all share
+        if edge.form == "implicit" or rank_of(edge.form):
+            delta = synapse.dense_eq6_few(self.synapses[name], e, *rate, source.shape)
+            if edge.form == "implicit":
+                delta = delta * self.plan.matrix_of[edge.name].runs
+        elif edge.form == "conv":
+            form = self._convolution(edge)
+            delta = synapse.conv_eq6(
+                d, e, self.synapses[name], *rate, prod(source.shape[1:]), form.stride, form.padding, form.dilation,
+                form.groups,
+            )  # fmt: skip
+        else:
+            learn = getattr(synapse, f"{edge.form}_eq6")
+            first = d if edge.form == "dense" else self.synapses[name]
+            axes = (source.axis, region.axis) if edge.form == "token" else ()
+            delta = learn(first, e, *rate, source.shape, region.shape, *axes)
         change = delta * (-rates.lr if rates.sign == "descend" else rates.lr)
-        held = self.moved.get(edge.synapse)
-        self.moved[edge.synapse] = change if held is None else held + change
+        held = self.moved.get(name)
+        self.moved[name] = change if held is None else held + change
 
     def learn(self, region: Region) -> None:
         """Eq. 5 for every parameter of the region, or its local derivative where the plan says so."""

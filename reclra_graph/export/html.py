@@ -24,7 +24,7 @@ def plan_html(schedule: Schedule) -> str:
     plan = schedule.tasks.plan
     model = escape(clip(plan.regions.graph.model, 80))
     learning = sum(region.learns for region in plan.regions.regions)
-    memory = bytes_text(sum(edge.bytes for edge in plan.edges))
+    memory = bytes_text(plan.synapse_bytes)
     facts = (
         f"{len(plan.regions.sites)} regions, {learning} of them learn · {plan.wiring} wiring, depth {plan.depth} · "
         f"{len(plan.edges)} error synapses, {memory} · {_count(len(schedule.lanes), 'lane')}, "
@@ -175,7 +175,7 @@ def _data(schedule: Schedule) -> str:
                 "name": edge.name,
                 "source": edge.source,
                 "target": edge.target,
-                "text": f"{edge.form}, {edge.rule}, {edge.shape[0]}×{edge.shape[1]}, {bytes_text(edge.bytes)}",
+                "text": f"{edge.form}, {edge.rule}, {'×'.join(map(str, edge.shape))}, {bytes_text(edge.bytes)}",
             }
             for edge in plan.edges
         ],

@@ -39,6 +39,7 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "version": VERSION,
         "model": graph.model,
         "digest": program.digest,
+        "regions_digest": plan.regions.digest,
         "frontend": graph.frontend,
         "notes": list(graph.notes),
         "batch": graph.batch,
@@ -58,7 +59,8 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "makespan": schedule.makespan,
         "makespan_one": chosen.makespan_one if chosen else None,
         "makespan_chain": chain.makespan if chain else None,
-        "synapse_bytes": sum(edge.bytes for edge in plan.edges if not edge.shared),
+        "synapse_budget": plan.budget or None,
+        "synapse_bytes": plan.synapse_bytes,
         "rates": _rates(plan.rates),
         "regions": [_region(plan, region) for region in plan.regions.regions],
         "edges": [_edge(edge) for edge in plan.edges],
@@ -174,6 +176,8 @@ def _candidate(candidate: Candidate) -> dict[str, Json]:
         "bytes": candidate.bytes,
         "path": candidate.path,
         "chosen": candidate.chosen,
+        "forms": [{"form": form, "count": number} for form, number in candidate.forms],
+        "fits": candidate.fits,
     }
 
 
@@ -207,10 +211,9 @@ def _read_edge(item: object, ids: set[int] | None) -> Edge | str:
         if not good:
             return f"its {key} is {item.get(key)!r}"
     shape = item.get("shape")
-    if not isinstance(shape, list) or len(shape) != 2 or not all(_whole(size, 1) for size in shape):
-        return f"its shape is {shape!r}, not two sizes"
+    if not isinstance(shape, list) or len(shape) < 2 or not all(_whole(size, 1) for size in shape):
+        return f"its shape is {shape!r}, not two sizes or more"
     for key in ("source", "target"):
         if ids is not None and item[key] not in ids:
             return f"its {key} {item[key]} is no region of the plan"
-    sizes = (shape[0], shape[1])
-    return Edge(item["source"], item["target"], item["form"], item["rule"], sizes, item["bytes"], item["shared"])
+    return Edge(item["source"], item["target"], item["form"], item["rule"], tuple(shape), item["bytes"], item["shared"])

@@ -9,7 +9,7 @@ from reclra_graph.export.coverage import coverage
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Schedule
-from reclra_graph.ir.wiring import Edge, WiringPlan
+from reclra_graph.ir.wiring import Candidate, Edge, WiringPlan, matrix_bytes
 
 MODEL_NOTE = "unit-cost model: a target and an update cost 1 each; the forward pass is not counted"
 
@@ -107,7 +107,22 @@ def model_note(plan: WiringPlan) -> str:
     """Which model predicted times come from."""
     if plan.device.clock == "unit":
         return MODEL_NOTE
-    return f"cost model of the device {plan.device.name} for a batch of {plan.batch}; the forward pass is not counted"
+    return f"cost model of the device {plan.device.name} for a batch of {plan.batch}; the forward pass is counted"
+
+
+def _short(relays: Sequence[int]) -> str:
+    """Relays for a table: all, or of many the first and how many more."""
+    shown = ", ".join(map(str, relays[:12]))
+    return shown + (f" and {len(relays) - 12} more" if len(relays) > 12 else "") or "-"
+
+
+def gpu_note(schedule: Schedule) -> str:
+    """What to know where more GPUs were asked for than the model can use; nothing otherwise."""
+    plan = schedule.tasks.plan
+    used, regions = len(schedule.lanes), len(plan.regions.sites)
+    if plan.gpus <= regions or used >= plan.gpus:
+        return ""
+    return f"{plan.gpus} GPUs were asked for; the model has {count(regions, 'region')}, and the plan uses {used}"
 
 
 def prediction_lines(schedule: Schedule) -> Iterator[str]:
@@ -115,6 +130,9 @@ def prediction_lines(schedule: Schedule) -> Iterator[str]:
     plan = schedule.tasks.plan
     shown = plan.device.shown
     yield f"({model_note(plan)})"
+    note = gpu_note(schedule)
+    if note:
+        yield note
     yield f"makespan on {count(plan.gpus, 'GPU')}: {shown(schedule.makespan)}"
     one, chain = baselines(plan)
     if one is not None:
@@ -166,8 +184,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _synapse(form: str, shape: tuple[int, int]) -> str:
-    return f"{form} {shape[0]}x{shape[1]}"
+def _synapse(form: str, shape: tuple[int, ...]) -> str:
+    return f"{form} {'x'.join(map(str, shape))}"
 
 
 def _model(program: StepProgram, plan: WiringPlan) -> Iterator[str]:
@@ -215,23 +233,31 @@ def _update(plan: WiringPlan, region: Region) -> str:
     return f"{plan.update_of.get(region.id, '-')} ({count(len(region.parameters), 'parameter')})"
 
 
+def _forms(candidate: Candidate) -> str:
+    """``"12 dense, 3 channel"``."""
+    return ", ".join(f"{number} {form}" for form, number in candidate.forms)
+
+
 def _candidates(plan: WiringPlan) -> Iterator[str]:
+    chosen_forms = any(candidate.forms for candidate in plan.candidates)
     rows = [
         (
             "*" if candidate.chosen else "",
             candidate.name,
             str(candidate.depth),
-            ", ".join(map(str, candidate.relays)) or "-",
+            _short(candidate.relays),
             plan.device.shown(candidate.makespan),
             plan.device.shown(candidate.makespan_one),
-            size(candidate.bytes),
+            size(candidate.bytes) + ("" if candidate.fits else ", over the budget"),
             str(candidate.path),
+            *([_forms(candidate)] if chosen_forms else []),
         )
         for candidate in plan.candidates
     ]
     if rows:
         gpus = f"on {count(plan.gpus, 'GPU')}"
-        yield from table(("", "wiring", "depth", "relays", gpus, "on one GPU", "synapses", "error paths"), rows)
+        head = ("", "wiring", "depth", "relays", gpus, "on one GPU", "synapses", "error paths")
+        yield from table((*head, "forms") if chosen_forms else head, rows)
     yield f"chosen: {plan.wiring}, depth {plan.depth}, relays {', '.join(map(str, plan.relays)) or 'none'}"
     if plan.why:
         yield f"why: {plan.why}"
@@ -240,5 +266,10 @@ def _candidates(plan: WiringPlan) -> Iterator[str]:
 def _memory(plan: WiringPlan) -> Iterator[str]:
     held = {edge.name: f"that of {edge.shared}" if edge.shared else size(edge.bytes) for edge in plan.edges}
     rows = [(edge.name, _synapse(edge.form, edge.shape), edge.rule, held[edge.name]) for edge in plan.edges]
-    rows.append(("total", "", "", size(sum(edge.bytes for edge in plan.edges if not edge.shared))))
+    for item in dict.fromkeys(plan.matrix_of.values()):
+        common = f"{item.units}x{item.units} (what implicit synapses learn)"
+        rows.append((item.name, common, "eq6", size(matrix_bytes(plan.regions, item))))
+    rows.append(("total", "", "", size(plan.synapse_bytes)))
+    if plan.budget:
+        rows.append(("budget", "", "", size(plan.budget)))
     yield from table(("synapse", "shape", "rule", "memory"), rows)

@@ -147,7 +147,7 @@ def _header(schedule: Schedule, page: Page) -> tuple[str, list[str], float, floa
     for depth, many in sorted(counts.items()):
         words = f"error synapses, depth {depth}{' and more' if depth == DEEPEST else ''} ({many})"
         entries.append((depth, words))
-    memory = sum(edge.bytes for edge in plan.edges if not edge.shared)
+    memory = plan.synapse_bytes
     lanes = len(schedule.lanes)
     facts = (
         f"{len(plan.regions.sites)} regions · {plan.wiring} wiring, depth {plan.depth} · "

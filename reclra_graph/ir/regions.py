@@ -8,7 +8,7 @@ from math import prod
 
 from reclra_graph.ir.layouts import BATCH_FIRST, Layout
 from reclra_graph.ir.operators import OperatorGraph
-from reclra_graph.ir.text import register
+from reclra_graph.ir.text import digest, register
 
 LOCAL = "local_vjp"
 """Rule of a parameter for which no closed form is known."""
@@ -144,6 +144,15 @@ class RegionGraph:
                 if operator.name == self.regions[region_id].post:
                     holds[operator.name] = frozenset({region_id})
         return tuple(sorted(pairs))
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of what a wiring depends on: each region's name, kind, shape and parameters, the flow and the outputs.
+        Moving the model's file, or changing a line that changes none of these, keeps it."""
+        regions = tuple(
+            (item.id, item.name, item.kind, item.shape, item.axis, item.parameters) for item in self.regions
+        )
+        return digest((regions, self.flow, self.outputs))
 
     @cached_property
     def sites(self) -> tuple[int, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from reclra_graph.ir.tasks import TaskGraph
-from reclra_graph.ir.text import register
+from reclra_graph.ir.text import digest, register
 
 
 @register
@@ -71,7 +71,7 @@ Action: TypeAlias = Run | Record | Wait | Copy | Free
 @register
 @dataclass(frozen=True)
 class Slot:
-    """When a group of tasks runs in the unit-cost model."""
+    """When a group of tasks runs, as predicted; in the schedule's ``clock``."""
 
     group: str
     lane: int
@@ -91,3 +91,12 @@ class Schedule:
     makespan: int
     waves: tuple[tuple[tuple[int, int], ...], ...] = ()
     """For each level of the wiring below the output: (region, lane) of the targets computed there."""
+    clock: str = "unit"
+    """What times count: ``"unit"`` (a target and an update cost 1 each) or ``"ns"``."""
+    peak: tuple[int, ...] = ()
+    """Predicted peak memory in bytes, at the example batch, of every device in order; empty where not predicted."""
+
+    @property
+    def digest(self) -> str:
+        """Of the plan and the schedule; the predicted memory, which another PyTorch may see otherwise, is no part."""
+        return digest(replace(self, peak=()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,16 +18,19 @@ class Edge:
     """An error synapse E_{source→target}.
 
     ``form`` ``"dense"``: shape (units of target, units of source). ``"channel"``: (channels of target, channels of
-    source), shared over positions. ``"token"``: the same with the features last. ``rule`` is the synapse's own learning
-    rule. ``shared`` names the edge whose synapse this one uses too: a layer that runs several times, as over the steps
-    of a sequence, hears its errors through the same synapse each time.
+    source), shared over positions. ``"token"``: the same with the features last. ``"conv"``: the weight's shape of the
+    convolution that reads z of the target on the way to h of the source. ``"lowrank(r)"`` and ``"implicit"``: the shape
+    of the dense synapse that they stand for. ``bytes`` counts what is stored for this edge alone; see ``matrices`` for
+    what implicit synapses share. ``rule`` is the synapse's own learning rule. ``shared`` names the edge whose synapse
+    this one uses too: a layer that runs several times, as over the steps of a sequence, hears its errors through the
+    same synapse each time.
     """
 
     source: int
     target: int
     form: str
     rule: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     bytes: int
     shared: str = ""
 
@@ -38,6 +43,42 @@ class Edge:
     def name(self) -> str:
         """``"9->5"``: the key of the synapse everywhere."""
         return f"{self.source}->{self.target}"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """M_j, [units, units] of region ``source``: what the implicit synapses E(0) that leave j learn in common, since
+    Eq. 6 makes each of them E(t) = E(0) M_j(t). ``runs``: how often each is used in a step; a layer that runs k times
+    gives its synapse k times the change."""
+
+    name: str
+    source: int
+    units: int
+    runs: int = 1
+
+
+def matrices(edges: Iterable[Edge]) -> dict[str, Matrix]:
+    """The matrix through which each implicit edge that learns sends, by the edge's name."""
+    learning = [edge for edge in edges if edge.form == "implicit" and edge.rule != "fixed"]
+    runs = Counter(edge.synapse for edge in learning)
+    found = {}
+    for edge in learning:
+        times = runs[edge.synapse]
+        name = f"{edge.source}->*" if times == 1 else f"{edge.source}->*{times}"
+        found[edge.name] = Matrix(name, edge.source, edge.shape[1], times)
+    return found
+
+
+def matrix_bytes(regions: RegionGraph, matrix: Matrix) -> int:
+    """What a matrix M_j takes: synapses have the dtype of the first output."""
+    dtype = regions.graph.types[regions.regions[regions.output].post].dtype
+    return matrix.units**2 * (8 if dtype == "float64" else 4)
+
+
+def total_bytes(regions: RegionGraph, edges: Sequence[Edge]) -> int:
+    """Bytes of all that is stored for these edges, what several of them share counted once."""
+    common = sum(matrix_bytes(regions, item) for item in dict.fromkeys(matrices(edges).values()))
+    return common + sum(edge.bytes for edge in edges if not edge.shared)
 
 
 @register
@@ -55,6 +96,10 @@ class Candidate:
     path: int
     """Sum over all regions of the length of their error path, in edges."""
     chosen: bool = False
+    forms: tuple[tuple[str, int], ...] = ()
+    """(form, how many synapses have it), where forms were chosen under a budget."""
+    fits: bool = True
+    """Whether it holds the budgets asked for."""
 
 
 @register
@@ -124,6 +169,10 @@ class WiringPlan:
     seed: int = 0
     device: Device = UNIT
     batch: int = 0
+    placement: tuple[tuple[int, int], ...] = ()
+    """(region, GPU) of every region; empty: the forward pass runs on lane 0."""
+    budget: int = 0
+    """Bytes that the synapses may take together, where that was asked for."""
 
     @cached_property
     def incoming(self) -> dict[int, tuple[Edge, ...]]:
@@ -132,6 +181,16 @@ class WiringPlan:
         for edge in sorted(self.edges, key=lambda item: (-item.source, item.target)):
             table.setdefault(edge.target, []).append(edge)
         return {region: tuple(edges) for region, edges in table.items()}
+
+    @cached_property
+    def matrix_of(self) -> dict[str, Matrix]:
+        """The matrix through which each implicit edge that learns sends, by the edge's name."""
+        return matrices(self.edges)
+
+    @cached_property
+    def synapse_bytes(self) -> int:
+        """Bytes of all that is stored for the error synapses."""
+        return total_bytes(self.regions, self.edges)
 
     @cached_property
     def outgoing(self) -> dict[int, tuple[Edge, ...]]:

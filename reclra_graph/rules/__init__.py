@@ -14,7 +14,16 @@ from typing import Any
 def rule(name: str) -> Callable[..., Any]:
     """The function behind a call's name, e.g. ``rules.target.target``. Raises KeyError for an unknown name."""
     prefix, module, function = name.split(".")
-    if prefix != "rules" or module not in ("carry", "discrepancy", "layout", "loss", "synapse", "target", "updates"):
+    if prefix != "rules" or module not in (
+        "carry",
+        "discrepancy",
+        "implicit",
+        "layout",
+        "loss",
+        "synapse",
+        "target",
+        "updates",
+    ):
         raise KeyError(name)
     found: Callable[..., Any] = getattr(import_module(f"reclra_graph.rules.{module}"), function)
     return found

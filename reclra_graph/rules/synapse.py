@@ -8,6 +8,10 @@ A shared E is applied position by position between equal grids, and between a ma
 ([D, 14, 14], [196, D]). Between other grids of one rank, the error is averaged down to the smaller size in every
 dimension and repeated up to the larger. Everywhere else (a side without positions; a map and a sequence with a class
 token), the error's mean over its positions is sent to all positions alike.
+
+A ``lowrank`` E is A B, A [units of target, r] and B [r, units of source]; only B learns. A ``conv`` E has the shape of
+the weight of the convolution that leads from the target to the source; it sends by the transposed convolution.
+``implicit`` synapses stand in ``rules.implicit``; what they learn is a matrix M_j, [units of source, units of source].
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,6 +53,53 @@ def dense_eq6_few(synapse: Tensor, e: Tensor, gamma: float, batch: int, descend:
     """The same as γ E (e_j e_jᵀ), since d_i = E e_j: far less work where the source has few units."""
     e = flat(e, source)
     return _rate(gamma, batch, descend) * (synapse @ (e.T @ e))
+
+
+def lowrank_displace(e: Tensor, left: Tensor, right: Tensor, source: Shape, target: Shape) -> Tensor:
+    """d_i = A (B e_j): ``dense_displace`` with E = A B, left A and right B."""
+    d = flat(e, source) @ right.T @ left.T
+    return d if len(target) == 1 else d.reshape(-1, *target)
+
+
+def lowrank_eq6(right: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape) -> Tensor:
+    """γ B (e_j e_jᵀ) for B alone: E = A B then moves by γ A B e eᵀ = γ E e eᵀ, which is Eq. 6 of a dense E."""
+    e = flat(e, source)
+    return _rate(gamma, batch, descend) * ((e @ right.T).T @ e)
+
+
+def matrix_eq6(sent: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, runs: int) -> Tensor:
+    """γ M_j (e_j e_jᵀ), with ``sent`` = M_j e_j: then E(0) M_j moves as a dense E does. Of a synapse that is used
+    ``runs`` times in a step, as by a layer that runs so often, the changes add up."""
+    delta = _rate(gamma, batch, descend) * (sent.T @ flat(e, source))
+    return delta if runs == 1 else runs * delta
+
+
+def conv_displace(
+    e: Tensor, synapse: Tensor, stride: Shape, padding: Shape, output_padding: Shape, dilation: Shape, groups: int
+) -> Tensor:
+    """d_i = E_{j→i} e_j, E the transposed convolution. e: [B, channels of source, …]; synapse: [channels of source,
+    channels of target / groups, *kernel]; returns [B, channels of target, …]."""
+    transposed: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
+    d: Tensor = transposed(e, synapse, None, stride, padding, output_padding, groups, dilation)
+    return d
+
+
+def conv_eq6(
+    d: Tensor, e: Tensor, synapse: Tensor, gamma: float, batch: int, descend: bool, positions: int, stride: Shape,
+    padding: Shape, dilation: Shape, groups: int,
+) -> Tensor:  # fmt: skip
+    """γ d_i e_jᵀ on the entries that a shared E has, mean over the batch and over the positions of the source.
+
+    What d eᵀ says to a shared weight is its sum over all pairs of units that the weight connects: the derivative of
+    ⟨d, E e⟩ by it. Since ⟨d, E e⟩ = ⟨conv(d), e⟩, that is the weight gradient of the convolution itself, d being its
+    input and e the cotangent. Of ``synapse`` only the shape is read.
+    """
+    grads: Any = torch.ops.aten.convolution_backward.default(
+        e, d, synapse, None, list(stride), list(padding), list(dilation), False, [0] * len(stride), groups,
+        [False, True, False],
+    )  # fmt: skip
+    delta: Tensor = _rate(gamma, batch * positions, descend) * grads[1]
+    return delta
 
 
 def features(shape: Shape, axis: int) -> int:

@@ -71,7 +71,7 @@ def _call(module: str, name: str, *args: Argument) -> Call:
     return Call(f"rules.{module}.{name}", (ERROR, *args))
 
 
-def _repeated(value: Argument, count: int) -> tuple[Argument, ...]:
+def repeated(value: Argument, count: int) -> tuple[Argument, ...]:
     """A size given once for all dimensions, or per dimension, as one number per dimension."""
     items = value if isinstance(value, tuple) else (value,)
     return items * count if len(items) == 1 else items
@@ -136,11 +136,11 @@ def _pooling(name: str, args: dict[str, Argument], value: str) -> Call | None:
         return _call("carry", "adaptive_avg_pooled", Ref(value))
     if name not in ("avg_pool2d", "max_pool2d"):
         return None
-    kernel = _repeated(args["kernel_size"], 2)
-    stride = _repeated(args["stride"], 2) if args["stride"] else kernel
-    window = (kernel, stride, _repeated(args["padding"], 2))
+    kernel = repeated(args["kernel_size"], 2)
+    stride = repeated(args["stride"], 2) if args["stride"] else kernel
+    window = (kernel, stride, repeated(args["padding"], 2))
     if name == "max_pool2d":
-        return _call("carry", "max_pooled", Ref(value), *window, _repeated(args["dilation"], 2), args["ceil_mode"])
+        return _call("carry", "max_pooled", Ref(value), *window, repeated(args["dilation"], 2), args["ceil_mode"])
     rest = (args["ceil_mode"], args["count_include_pad"], args["divisor_override"])
     return _call("carry", "avg_pooled", Ref(value), *window, *rest)
 
@@ -212,28 +212,28 @@ def _weighted(name: str, operator: Operator, graph: OperatorGraph, args: dict[st
     if role != "weight" or not isinstance(source, Ref) or len(graph.types[source.name].shape) != rank:
         return None
     spatial = rank - 2
-    padding = _padding(args, graph, spatial)
+    padding = padding_of(args, graph, spatial)
     if padding is None:
         return None
     transposed = args["transposed"] if name == "convolution" else name.startswith("conv_transpose")
     return _call(
-        "updates", "conv_weight", source, args["weight"], COUNT, _repeated(args["stride"], spatial), padding,
-        _repeated(args["dilation"], spatial), transposed, _repeated(args.get("output_padding", 0), spatial),
+        "updates", "conv_weight", source, args["weight"], COUNT, repeated(args["stride"], spatial), padding,
+        repeated(args["dilation"], spatial), transposed, repeated(args.get("output_padding", 0), spatial),
         args["groups"],
     )  # fmt: skip
 
 
-def _padding(args: dict[str, Argument], graph: OperatorGraph, spatial: int) -> tuple[Argument, ...] | None:
+def padding_of(args: dict[str, Argument], graph: OperatorGraph, spatial: int) -> tuple[Argument, ...] | None:
     """Padding as numbers; None where ``padding="same"`` pads one side more than the other."""
     padding = args["padding"]
     if padding == "valid":
         return (0,) * spatial
     if padding != "same":
-        return _repeated(padding, spatial)
+        return repeated(padding, spatial)
     weight = args["weight"]
     assert isinstance(weight, Ref)
     kernel = graph.types[weight.name].shape[2:]
-    dilation = _repeated(args["dilation"], spatial)
+    dilation = repeated(args["dilation"], spatial)
     reach = [int(d) * (int(k) - 1) for d, k in zip(dilation, kernel, strict=True)]  # type: ignore[arg-type]
     return None if any(r % 2 for r in reach) else tuple(r // 2 for r in reach)
 

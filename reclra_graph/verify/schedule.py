@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
+from reclra_graph.rules.forms import stored
 from reclra_graph.verify.order import HappensBefore, conflicts
 
 
@@ -20,6 +21,9 @@ def schedule_problems(schedule: Schedule) -> Iterator[Problem]:
     yield from _frees(schedule, order)
     yield from _copies(schedule, order)
     yield from _times(schedule)
+    yield from _waves(schedule)
+    if schedule.peak and len(schedule.peak) != len({lane.device for lane in schedule.lanes}):
+        yield Problem("RG501", f"{len(schedule.peak)} peaks of memory for other devices than there are", "peak")
 
 
 def _place(schedule: Schedule, index: int) -> str:
@@ -88,6 +92,8 @@ def _joins(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
 def _frees(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
     freed: dict[str, int] = {}
     touching: dict[str, list[str]] = {}
+    lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    made = {name: lane_of.get(task.name) for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
     for task in schedule.tasks.tasks:
         for name in (*task.reads, *task.writes):
             touching.setdefault(name, []).append(task.name)
@@ -97,6 +103,12 @@ def _frees(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
                 if value in freed:
                     yield Problem("RG501", f"{value} is freed twice", _place(schedule, index))
                 freed[value] = index
+                if value not in made or value == "loss":
+                    yield Problem("RG501", f"{value} is not the step's to free", _place(schedule, index))
+                elif made[value] != action.lane:
+                    # The memory goes to the next work of the lane that made it, which knows nothing of this lane.
+                    cause = f"{value} is freed by lane {action.lane}, but lane {made[value]} made it"
+                    yield Problem("RG501", cause, _place(schedule, index))
                 for name in touching.get(value, ()):
                     # The allocator gives the memory to the lane's next work at once: readers elsewhere must be done.
                     if not order.at[index] & order.bit[name]:
@@ -112,13 +124,17 @@ def _frees(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
 def _copies(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
     """A value made on one lane and read on another is copied there first: the lanes may be on different GPUs."""
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    loss = lane_of.get("loss", 0)  # an output's error is the loss's
     made = {name: lane_of.get(task.name, 0) for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
-    made.update({f"E[{edge.name}]": lane_of.get(f"target:{edge.target}", 0) for edge in schedule.tasks.plan.edges})
+    made.update({f"E[{item.name}]": lane_of.get(f"target:{item.region}", loss) for item in stored(schedule.tasks.plan)})
     brought: set[tuple[str, int]] = set()
     writers = {name: task.name for task in schedule.tasks.tasks for name in task.writes if "[" not in name}
     for index, action in enumerate(schedule.actions):
         if isinstance(action, Copy):
             brought.add((action.value, action.lane))
+            if action.source != made.get(action.value, 0):
+                cause = f"{action.value} is copied from lane {action.source}; it is lane {made.get(action.value, 0)}'s"
+                yield Problem("RG501", cause, _place(schedule, index))
             writer = writers.get(action.value)
             if writer is not None and not order.at[index] & order.bit[writer]:
                 yield Problem(
@@ -139,12 +155,26 @@ def _copies(schedule: Schedule, order: HappensBefore) -> Iterator[Problem]:
 
 
 def _times(schedule: Schedule) -> Iterator[Problem]:
-    """No lane runs two groups at once, and the makespan is when the last one ends."""
+    """No lane runs two groups at once, none starts before what it needs, and the makespan is when the last one ends."""
     busy: dict[int, int] = {}
-    known = {task.group for task in schedule.tasks.tasks}
+    lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    members: dict[str, list[str]] = {}
+    for task in schedule.tasks.tasks:
+        members.setdefault(task.group, []).append(task.name)
     for slot in schedule.slots:
-        if slot.group not in known:
+        if slot.group not in members:
             yield Problem("RG501", f"{slot.group} is no group of tasks", f"slot {slot.group}")
+        if not 0 <= slot.start <= slot.end:
+            yield Problem("RG501", f"{slot.group} lasts from {slot.start} to {slot.end}", f"slot {slot.group}")
+        for name in members.get(slot.group, ()):
+            if lane_of.get(name, slot.lane) != slot.lane:
+                cause = f"{name} runs on lane {lane_of[name]}, not on lane {slot.lane}"
+                yield Problem("RG501", cause, f"slot {slot.group}")
+    slots = {slot.group: slot for slot in schedule.slots}
+    for first, second in schedule.tasks.edges:
+        before, after = (slots.get(schedule.tasks.by_name[name].group) for name in (first, second))
+        if before is not None and after is not None and before != after and before.end > after.start:
+            yield Problem("RG501", f"{second} starts at {after.start}, before {first} ends", f"slot {after.group}")
     # The forward pass, the buffers and the synapses are queued where they belong; only the rest is placed by its cost.
     apart = ("forward", "buffers", "synapses")
     counted = {task.group for task in schedule.tasks.tasks if task.cost and task.group.split(":")[0] not in apart}
@@ -158,3 +188,18 @@ def _times(schedule: Schedule) -> Iterator[Problem]:
         busy[slot.lane] = max(busy.get(slot.lane, 0), slot.end)
     if max(busy.values(), default=0) != schedule.makespan:
         yield Problem("RG501", f"the slots end at {max(busy.values(), default=0)}, not {schedule.makespan}", "makespan")
+
+
+def _waves(schedule: Schedule) -> Iterator[Problem]:
+    """Every target stands in one wave, with the lane that computes it: the emitted file keeps the synapses there."""
+    lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    found = Counter(region for wave in schedule.waves for region, _ in wave)
+    wanted = {task.region for task in schedule.tasks.tasks if task.kind == "target"}
+    for region in sorted(wanted | set(found)):
+        if found[region] != 1 or region not in wanted:
+            yield Problem("RG501", f"region {region} stands in {found[region]} waves", f"region {region}")
+    for wave in schedule.waves:
+        for region, lane in wave:
+            if lane_of.get(f"target:{region}", lane) != lane:
+                cause = f"the target of region {region} is lane {lane_of[f'target:{region}']}'s, not lane {lane}'s"
+                yield Problem("RG501", cause, f"region {region}")

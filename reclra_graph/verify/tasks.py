@@ -9,6 +9,7 @@ import networkx as nx
 from reclra_graph.errors import Problem
 from reclra_graph.ir.operators import Ref, references
 from reclra_graph.ir.tasks import TaskGraph
+from reclra_graph.rules.forms import what_learns
 from reclra_graph.verify.order import conflicts
 
 
@@ -80,7 +81,7 @@ def _parameters(tasks: TaskGraph) -> Iterator[Problem]:
         if f"P[{key}]" not in written:
             yield Problem("RG501", f"{key} learns, but no task updates it", key)
     for edge in tasks.plan.edges:
-        if edge.rule != "fixed" and f"E[{edge.synapse}]" not in written:
+        if edge.rule != "fixed" and f"E[{what_learns(tasks.plan, edge)}]" not in written:
             yield Problem(
                 "RG501", f"synapse {edge.name} learns by {edge.rule}, but no task updates it", f"edge {edge.name}"
             )

@@ -9,7 +9,8 @@ import networkx as nx
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.wiring import Edge, WiringPlan
-from reclra_graph.options import SYNAPSE_RULES, UPDATES
+from reclra_graph.options import SYNAPSE_RULES, UPDATES, known_form
+from reclra_graph.rules.forms import own_bytes, shape
 
 
 def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
@@ -79,18 +80,19 @@ def _sharing(plan: WiringPlan) -> Iterator[Problem]:
 
 
 def _shape(plan: WiringPlan, edge: Edge) -> Iterator[Problem]:
-    source, target = plan.regions.regions[edge.source], plan.regions.regions[edge.target]
-    if edge.form == "dense":
-        wanted = (target.units, source.units)
-    elif edge.form in ("channel", "token") and target.shape:
-        wanted = (target.features, source.features)
-    else:
-        yield Problem("RG404", f"edge {edge.name} has the unknown form {edge.form!r}", f"edge {edge.name}")
-        return
+    place = f"edge {edge.name}"
     if edge.rule not in SYNAPSE_RULES:
-        yield Problem("RG404", f"edge {edge.name} has the unknown rule {edge.rule!r}", f"edge {edge.name}")
-    size = 8 if plan.regions.graph.types[target.pre].dtype == "float64" else 4
-    if edge.bytes != edge.shape[0] * edge.shape[1] * size:
-        yield Problem("RG501", f"synapse {edge.name} takes {edge.bytes} bytes in the plan", f"edge {edge.name}")
+        yield Problem("RG404", f"edge {edge.name} has the unknown rule {edge.rule!r}", place)
+    if not known_form(edge.form):
+        yield Problem("RG404", f"edge {edge.name} has the unknown form {edge.form!r}", place)
+        return
+    try:
+        wanted = shape(plan.regions, edge.source, edge.target, edge.form)
+    except ValueError:
+        yield Problem("RG404", f"the form {edge.form!r} does not fit edge {edge.name}", place)
+        return
     if edge.shape != wanted:
-        yield Problem("RG501", f"synapse {edge.name} is {edge.shape}; {edge.form} needs {wanted}", f"edge {edge.name}")
+        yield Problem("RG501", f"synapse {edge.name} is {edge.shape}; {edge.form} needs {wanted}", place)
+    size = 8 if plan.regions.graph.types[plan.regions.regions[edge.target].pre].dtype == "float64" else 4
+    if edge.bytes != own_bytes(edge.form, edge.shape, size):
+        yield Problem("RG501", f"synapse {edge.name} takes {edge.bytes} bytes in the plan", place)

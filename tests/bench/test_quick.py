@@ -19,6 +19,19 @@ BENCHES = Path(__file__).resolve().parent
         ("compile_time.py", {"config", "models"}),
         ("step_cpu.py", {"config", "arms", "ratios"}),
         ("scaling.py", {"kinds"}),
+        (
+            "implicit_resnet50.py",
+            {
+                "config",
+                "model",
+                "parameters",
+                "regions",
+                "synapses",
+                "training",
+                "compile seconds",
+                "largest resident memory, bytes",
+            },
+        ),
     ],
 )
 def test_quick(script: str, keys: set[str], tmp_path: Path) -> None:
@@ -33,7 +46,7 @@ def test_quick(script: str, keys: set[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["compile_time.py", "step_cpu.py", "scaling.py"])
+@pytest.mark.parametrize("script", ["compile_time.py", "step_cpu.py", "scaling.py", "implicit_resnet50.py"])
 def test_quick_writes_nothing_by_itself(script: str, tmp_path: Path) -> None:
     results = BENCHES.parents[1] / "docs" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.iterdir()} if results.exists() else {}

@@ -96,6 +96,11 @@ def faults(schedule: Schedule) -> set[str]:
             users = [at[name] for name, (reads, writes) in touching.items() if value in reads | writes]
             if value in freed or not all(done(user, number) for user in users):
                 found.add("a value is freed too early or twice")
+            home = writers.get(value)
+            if home is None or persistent(value) or value == "loss":
+                found.add("what is not the step's is freed")
+            elif schedule.actions[at[home]].lane != action.lane:
+                found.add("a lane frees what another made")
             freed.add(value)
     return found | _copy_faults(schedule, at, touching, writers, done)
 
@@ -123,6 +128,10 @@ def _copy_faults(
             made = writers.get(action.value)
             if made is not None and not persistent(action.value) and not done(at[made], number):
                 return {"a value is brought over before it is made"}
+            if not action.value.startswith("E["):
+                home = 0 if made is None or persistent(action.value) else lane_of[made]
+                if action.source != home:
+                    return {"a value is brought from a lane that does not have it"}
             brought.add((action.value, action.lane))
         elif isinstance(action, Run) and schedule.tasks.by_name[action.task].kind != "optimise":
             for value in touching[action.task][0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -98,6 +99,66 @@ def test_swapped_and_doubled_actions(number: int) -> None:
         broken = doubled(schedule, chance.randrange(size), chance.randrange(size + 1))
         wrong, said = faults(broken), refused(broken)
         assert bool(said) == bool(wrong), (wrong, said)
+
+
+@pytest.mark.parametrize("number", [0, 3, 5, 7])
+def test_changed_actions(number: int) -> None:
+    """One field of one action is another: its lane, its task, its event, its value, its source."""
+    schedule = random_schedule(number)
+    chance = random.Random(number)
+    lanes = [lane.id for lane in schedule.lanes]
+    names = [task.name for task in schedule.tasks.tasks]
+    values = sorted({name for task in schedule.tasks.tasks for name in (*task.reads, *task.writes)})
+    verdicts: dict[str, set[bool]] = {}
+    for place, action in enumerate(schedule.actions):
+        changes: list[dict[str, object]] = [{"lane": chance.choice(lanes)}]
+        if isinstance(action, (Record, Wait)):
+            changes.append({"event": chance.choice(names)})
+        elif isinstance(action, Run):
+            changes.append({"task": chance.choice(names)})
+        elif isinstance(action, Copy):
+            changes += [{"value": chance.choice(values)}, {"source": chance.choice(lanes)}]
+        else:
+            changes.append({"values": (*action.values, chance.choice(values))})
+        for change in changes:
+            other = replace(action, **change)  # type: ignore[arg-type]
+            if other == action:
+                continue
+            broken = replace(schedule, actions=(*schedule.actions[:place], other, *schedule.actions[place + 1 :]))
+            wrong, said = faults(broken), refused(broken)
+            # The verifier also compares the timetable and the waves with the lanes on which tasks run.
+            assert bool(said) or not wrong, (place, action, other, wrong)
+            if said and not wrong:
+                assert "slot" in said or "region" in said or "a copy" in said, (place, action, other, said)
+            verdicts.setdefault(f"{type(action).__name__}.{next(iter(change))}", set()).add(bool(said))
+    assert all(True in found for found in verdicts.values()), verdicts
+
+
+@pytest.mark.parametrize("number", SCHEDULES)
+def test_changed_timetables_and_waves(number: int) -> None:
+    schedule = random_schedule(number)
+    lanes = [lane.id for lane in schedule.lanes]
+    edges = {
+        (schedule.tasks.by_name[first].group, schedule.tasks.by_name[second].group)
+        for first, second in schedule.tasks.edges
+    }
+    for place, slot in enumerate(schedule.slots):
+        broken = [replace(slot, lane=lane) for lane in lanes if lane != slot.lane]
+        if slot.end > slot.start:
+            broken += [replace(slot, start=slot.start - 9), replace(slot, start=slot.end, end=slot.start)]
+        if slot.start and any(after == slot.group for _, after in edges):
+            broken.append(replace(slot, start=0, end=slot.end - slot.start))
+        for other in broken:
+            slots = (*schedule.slots[:place], other, *schedule.slots[place + 1 :])
+            assert refused(replace(schedule, slots=slots)), (slot, other)
+    for place, wave in enumerate(schedule.waves):
+        rest = (*schedule.waves[:place], wave[1:], *schedule.waves[place + 1 :])
+        assert refused(replace(schedule, waves=rest))
+        assert refused(replace(schedule, waves=(*schedule.waves, wave[:1])))
+        for lane in set(lanes) - {wave[0][1]}:
+            moved = (((wave[0][0], lane), *wave[1:]),)
+            assert refused(replace(schedule, waves=(*schedule.waves[:place], *moved, *schedule.waves[place + 1 :])))
+    assert refused(replace(schedule, peak=(1,) * (len(lanes) + 1)))
 
 
 @pytest.mark.parametrize("number", SCHEDULES)

@@ -24,6 +24,7 @@ RANK = {
     "structure": 1,
     "check_model": 2,
     "formats": 2,
+    "wiring_file": 2,
     "model_file": 3,
     "ir": 2,
     "rules": 3,

@@ -1,0 +1,47 @@
+"""A wiring from a file, against the model: its digest, and the form, rule and shape of every synapse."""
+
+from __future__ import annotations
+
+from reclra_graph.errors import Problem
+from reclra_graph.ir.regions import RegionGraph
+from reclra_graph.options import SYNAPSE_RULES, Options, Wired
+from reclra_graph.passes.synapse_forms import SynapseForms
+
+
+def model_problems(regions: RegionGraph, options: Options) -> list[Problem]:
+    """A plan.json that was made for another model."""
+    wired = options.wiring
+    if not isinstance(wired, Wired) or wired.model in ("", regions.digest):
+        return []
+    cause = f"the plan is for regions with the digest {wired.model}; this model's have {regions.digest}"
+    return [Problem("RG605", cause, wired.place, "Give the plan of this model, or only its edges as a list.")]
+
+
+def synapse_problems(regions: RegionGraph, options: Options, forms: SynapseForms) -> list[Problem]:
+    """Unknown rules, forms that do not exist or do not fit their edge, and shapes that are not the form's. To be called
+    when all edges are known to join regions with error neurons."""
+    wired = options.wiring
+    if not isinstance(wired, Wired):
+        return []
+    found = []
+    given = dict(wired.forms)
+    for name, rule in wired.rules:
+        if rule not in SYNAPSE_RULES:
+            cause = f"edge {name} has the unknown rule {rule!r}; there are {', '.join(map(repr, SYNAPSE_RULES))}"
+            found.append(Problem("RG442", cause, wired.place))
+    for name, form in given.items():
+        source, target = map(int, name.split("->"))
+        fit = forms.fitting(source, target)
+        if not forms.fits(source, target, form):
+            cause = f"edge {name} has the form {form!r}, which does not exist or does not fit; {', '.join(fit)} would"
+            found.append(Problem("RG442", cause, wired.place))
+    wrong = {problem.cause.split(" ")[1] for problem in found}
+    for name, shape in wired.shapes:
+        if name in wrong:
+            continue
+        source, target = map(int, name.split("->"))
+        edge = forms.edge(source, target, given[name]) if name in given else forms.usual(source, target)[0]
+        if shape != edge.shape:
+            cause = f"edge {name} has the shape {shape}; {edge.form} needs {edge.shape}"
+            found.append(Problem("RG442", cause, wired.place))
+    return found

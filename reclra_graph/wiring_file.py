@@ -1,0 +1,109 @@
+"""Wirings from files: a list of error edges, edges with the forms of their synapses, or a plan.json, edited or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from reclra_graph.errors import ModelError, Problem
+from reclra_graph.options import Wired
+
+SUFFIX = ".json"
+_KEYS = ("edges", "forms")
+
+
+def read_wiring(path: str | Path) -> Wired:
+    """What a file says about the wiring, checked for its form but not yet against any model.
+
+    Three forms: ``["9->5", [5, 4]]``; ``{"edges": [...], "forms": {"9->5": "channel"}}``; a plan.json, of which the
+    edges count, with the form, rule and shape of each. Raises ModelError: RG101 where there is no file, RG441 with
+    everything that is wrong in it.
+    """
+    place = str(path)
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(Problem("RG101", f"{place} does not exist", place)) from None
+    except OSError as error:
+        raise ModelError(Problem("RG441", f"it cannot be read: {error.strerror}", place)) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(Problem("RG441", f"it is not JSON: {error}", place)) from None
+    return _Reader(place).read(data)
+
+
+class _Reader:
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.problems: list[Problem] = []
+        self.edges: list[str] = []
+        self.said: dict[str, dict[str, Any]] = {"form": {}, "rule": {}, "shape": {}}
+
+    def read(self, data: object) -> Wired:
+        if not isinstance(data, (dict, list)):
+            raise ModelError(Problem("RG441", "it holds neither a list of edges nor an object", self.place))
+        table: dict[str, Any] = data if isinstance(data, dict) else {"edges": data}
+        saved = "version" in table
+        if "edges" not in table:
+            self._wrong("it has no edges", "")
+        for key in table:
+            if not saved and key not in _KEYS:
+                self._wrong(f"{key!r} is neither 'edges' nor 'forms'", f": {key}")
+        listed = table.get("edges", [])
+        if not isinstance(listed, list):
+            self._wrong("its edges are not a list", ": edges")
+            listed = []
+        for index, item in enumerate(listed):
+            self._edge(item, f": edges[{index}]")
+        self._forms({} if saved else table.get("forms", {}))
+        model = table.get("regions_digest", "") if saved else ""
+        if saved and (not isinstance(model, str) or not model):
+            self._wrong("it does not say which model it is for: it has no regions_digest", ": regions_digest")
+        if self.problems:
+            raise ModelError(self.problems)
+        forms, rules, shapes = (tuple(self.said[key].items()) for key in ("form", "rule", "shape"))
+        return Wired(self.place, tuple(self.edges), forms, rules, shapes, model)
+
+    def _edge(self, item: object, where: str) -> None:
+        if isinstance(item, str):
+            self.edges.append("->".join(part.strip() for part in item.split("->")))
+        elif isinstance(item, list) and len(item) == 2 and all(_whole(end) for end in item):
+            self.edges.append(f"{item[0]}->{item[1]}")
+        elif isinstance(item, dict) and _whole(item.get("source")) and _whole(item.get("target")):
+            name = f"{item['source']}->{item['target']}"
+            self.edges.append(name)
+            for key in ("form", "rule"):
+                if key in item and not isinstance(item[key], str):
+                    self._wrong(f"the {key} of {name} is {item[key]!r}, not a text", where)
+                elif key in item:
+                    self.said[key][name] = item[key]
+            if "shape" in item:
+                self._shape(name, item["shape"], where)
+        else:
+            self._wrong(f"{json.dumps(item)} is not an edge", where)
+
+    def _shape(self, name: str, shape: object, where: str) -> None:
+        if isinstance(shape, list) and len(shape) >= 2 and all(_whole(size) for size in shape):
+            self.said["shape"][name] = tuple(shape)
+        else:
+            self._wrong(f"the shape of {name} is {json.dumps(shape)}, not two sizes or more", where)
+
+    def _forms(self, forms: object) -> None:
+        if not isinstance(forms, dict):
+            self._wrong("its forms are not an object", ": forms")
+            return
+        for key, form in forms.items():
+            name = "->".join(part.strip() for part in key.split("->"))
+            if name not in self.edges:
+                self._wrong(f"it has a form for {key!r}, which is none of its edges", ": forms")
+            elif not isinstance(form, str):
+                self._wrong(f"the form of {key} is {form!r}, not a text", ": forms")
+            else:
+                self.said["form"][name] = form
+
+    def _wrong(self, cause: str, where: str) -> None:
+        self.problems.append(Problem("RG441", cause, f"{self.place}{where}"))
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
