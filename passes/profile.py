@@ -31,7 +31,7 @@ from reclra_graph.ir.text import digest
 from reclra_graph.passes.calls import Values
 from reclra_graph.passes.price import Counted, counted
 
-LEAST, MOST, ENOUGH = 3, 30, 0.02
+LEAST, MOST, ENOUGH = 3, 30, 0.01
 """How often a task is run at least and at most, and after how many seconds it is enough."""
 
 
