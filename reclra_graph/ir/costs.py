@@ -53,11 +53,11 @@ class Costs:
         if not work.stored:
             return self.device.nanoseconds(0, 0, 0)
         units = prod(source)
-        flops = 2 * self.batch * work.products
+        flops, kernels = 2 * self.batch * work.products, work.kernels + 2
         if form == "dense" and units <= _FEW:
-            flops = 2 * self.batch * units**2 + 2 * work.stored * units
+            flops, kernels = 2 * self.batch * units**2 + 2 * work.stored * units, kernels + 1
         moved = 6 * work.stored + self.batch * (units + prod(target))
-        return self.device.nanoseconds(flops + 3 * work.stored, self.item * moved, work.kernels + 2)
+        return self.device.nanoseconds(flops + 3 * work.stored, self.item * moved, kernels)
 
     def transfer(self, size: int) -> int:
         """Cost of bringing ``size`` bytes to another device."""

@@ -191,6 +191,21 @@ def test_forms_with_fewer_numbers_cost_less() -> None:
     assert costs.learn(source, 0, target, 0, "dense") > costs.displace(source, 0, target, 0, "dense")
 
 
+@pytest.mark.parametrize("form", ["dense", "lowrank(4)", "implicit"])
+def test_every_form_of_a_synapse_has_its_price(form: str) -> None:
+    _, regions = models.figure1_regions()
+    tasks = at(lower(wire(regions, rg.Options(wiring="flat", synapse=form))), 64, DEVICES["cpu"])
+    costs = device_costs(tasks)
+    ends = (regions.regions[9].shape, 0, regions.regions[3].shape, 0, form)
+    displace = tasks.by_name["displace:3"]
+    assert displace.flops >= 2 * 64 * (10 * 16 if form != "lowrank(4)" else 4 * 26)
+    assert costs.displace(*ends) == pytest.approx(displace.cost, rel=0.05)
+    synapses = [
+        task.cost for task in tasks.tasks if task.kind != "update" and task.region == 3 and "synapses" in task.name
+    ]
+    assert costs.learn(*ends) == pytest.approx(sum(synapses), rel=0.25, abs=10)
+
+
 # -- through the compiler ---------------------------------------------------------------------------------------------
 
 
