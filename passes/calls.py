@@ -20,6 +20,7 @@ from reclra_graph.ir.tasks import Call, TaskGraph
 from reclra_graph.passes.names import value_names
 from reclra_graph.passes.target_types import target_types
 from reclra_graph.rules import rule
+from reclra_graph.rules.forms import stored
 from reclra_graph.rules.operators import function, resolve
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -30,6 +31,9 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Pow: operator.pow,
 }
+
+IMPLICIT = "rules.implicit.displace"
+"""The rule of a synapse whose entries are made where they are used."""
 
 Make = Callable[[tuple[int, ...], torch.dtype, int], Tensor]
 """A new tensor of a shape and dtype; whole numbers lie below the third argument."""
@@ -67,10 +71,10 @@ class Values:
         self.held: dict[str, Any] = {"B": batch, "beta": rates.beta, "gamma": rates.gamma, "lr": rates.lr}
         for item in graph.given:
             self.held[names[item.name]] = self.tensor(item.type)
-        for edge in plan.edges:
-            if not edge.shared:
-                dtype = graph.types[plan.regions.regions[edge.target].post].dtype
-                self.held[f"E[{edge.name}]"] = self.tensor(TensorType(edge.shape, dtype))
+        dtype = graph.types[plan.regions.regions[plan.regions.output].post].dtype
+        for synapse in stored(plan):
+            kind = "int32" if synapse.start == "key" else dtype
+            self.held[f"E[{synapse.name}]"] = self.tensor(TensorType(synapse.shape, kind))
         for label, (shape, dtype, classes, _) in target_types(plan).items():
             self.held[f"T[{label}]" if label else "target"] = self.tensor(TensorType(shape, dtype), max(classes, 2))
         self.device = next(item.device for item in self.held.values() if isinstance(item, Tensor))
@@ -81,7 +85,12 @@ class Values:
         return self.make(shape, getattr(torch, kind.dtype), below)
 
     def run(self, call: Call) -> None:
-        """Run one call and keep its results. Raises whatever the operator does: some need numbers, or a sub-module."""
+        """Run one call and keep its results. Raises whatever the operator does: some need numbers, or a sub-module.
+
+        Raises NotImplementedError for an implicit synapse: the rule makes it whole, the emitted step tile by tile.
+        """
+        if call.function == IMPLICIT:
+            raise NotImplementedError(call.function)
         values, args = self.held, call.args
         if call.function == "after":
             return

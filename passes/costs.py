@@ -66,12 +66,13 @@ def _bytes(regions: RegionGraph, batch: int) -> tuple[tuple[int, ...], tuple[int
         item = getattr(torch, kind.dtype).itemsize
         return int(item * prod(sized(number, batch) for number in kind.shape))
 
-    held = {item.name for item in graph.parameters}
+    held = {item.name: item.key for item in graph.parameters}
     output, activation, parameter = [], [], []
     for region in regions.regions:
         made = [name for name in region.operators if name in graph.types]
         made += [item.name for item in graph.inputs if regions.region_of[item.name] == region.id]
         read = {name for item in region.operators for name in graph.by_name[item].reads if name in held}
+        read |= {name for name, key in held.items() if key in region.parameters}
         output.append(size(region.post) if region.post in graph.types else sum(map(size, made)))
         activation.append(sum(map(size, made)))
         parameter.append(sum(map(size, read)))

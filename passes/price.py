@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
+from reclra_graph.ir.costs import MADE_OPERATIONS, MADE_TRAFFIC
 from reclra_graph.ir.device import UNIT, Device, whole
-from reclra_graph.ir.operators import TensorType, references
+from reclra_graph.ir.operators import Ref, TensorType, references
 from reclra_graph.ir.tasks import Call, Task, TaskGraph
-from reclra_graph.passes.calls import Values, without_numbers
+from reclra_graph.passes.calls import IMPLICIT, Values, without_numbers
 from reclra_graph.passes.kernels import CountKernels, Kernel
 
 
@@ -69,9 +71,24 @@ def _kernels(call: Call, values: Values) -> list[Kernel]:
         except Exception:  # whatever an operator raises that cannot do without numbers
             pass
     values.declare(call)
+    if call.function == IMPLICIT:
+        return _made(call, values)
     read = dict.fromkeys(references((*call.args, *(item for _, item in call.kwargs))))
     given = [value for name in read if isinstance(value := values.held.get(name), Tensor)]
     made = [values.held[name] for name in call.results if name]
     stored = sum(values.held[name].numel() for name in read if name.startswith("P["))
     size = sum(item.numel() * item.element_size() for item in (*given, *made))
     return [(2 * stored * values.batch + sum(item.numel() for item in made), size)]
+
+
+def _made(call: Call, values: Values) -> list[Kernel]:
+    """The kernels of a product with an implicit synapse: those that mix its entries, and the product."""
+    (e, _, target), (result,) = call.args, call.results
+    assert isinstance(e, Ref)
+    assert isinstance(target, tuple)
+    units = values.held[e.name].numel() // values.batch
+    entries = units * prod(int(str(size)) for size in target)
+    item = values.held[e.name].element_size()
+    sent = item * (values.held[e.name].numel() + values.held[result].numel())
+    mixing = [(MADE_OPERATIONS * entries // 8, MADE_TRAFFIC * entries * item // 8)] * 8
+    return [*mixing, (2 * values.batch * entries, sent)]

@@ -9,6 +9,13 @@ from reclra_graph.ir.device import Device
 
 Shape = tuple[int, ...]
 
+_FEW = 32
+"""Up to this many units of the source, a dense synapse learns by E (e eᵀ) instead of d eᵀ."""
+
+MADE_OPERATIONS, MADE_TRAFFIC = 3, 7
+"""Of one entry of an implicit synapse: operations, and numbers read and written until it is there. Four entries share a
+word of 32 bits, which seven passes mix; then each is converted, and read by the product."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -34,36 +41,52 @@ class Costs:
 
     def displace(self, source: Shape, source_axis: int, target: Shape, target_axis: int, form: str) -> int:
         """Cost of d_i = E e_j for one synapse, from region shapes without the batch."""
-        flops, entries, kernels = _work(source, source_axis, target, target_axis, form, self.batch)
-        moved = entries + self.batch * (prod(source) + prod(target))
-        return self.device.nanoseconds(flops, self.item * moved, kernels)
+        work = _work(source, source_axis, target, target_axis, form)
+        flops = 2 * self.batch * work.products + work.made * MADE_OPERATIONS
+        moved = work.stored + work.made * MADE_TRAFFIC + self.batch * (prod(source) + prod(target))
+        return self.device.nanoseconds(flops, self.item * moved, work.kernels)
 
     def learn(self, source: Shape, source_axis: int, target: Shape, target_axis: int, form: str) -> int:
-        """Cost of Eq. 6 for one synapse, with the optimiser's step on E."""
-        flops, entries, kernels = _work(source, source_axis, target, target_axis, form, self.batch)
-        moved = 6 * entries + self.batch * (prod(source) + prod(target))
-        return self.device.nanoseconds(flops + 3 * entries, self.item * moved, kernels + 2)
+        """Cost of Eq. 6 for one synapse, with the optimiser's step on E. Implicit synapses learn by a matrix of their
+        source that all of them share: next to nothing for each."""
+        work = _work(source, source_axis, target, target_axis, form)
+        if not work.stored:
+            return self.device.nanoseconds(0, 0, 0)
+        units = prod(source)
+        flops, kernels = 2 * self.batch * work.products, work.kernels + 2
+        if form == "dense" and units <= _FEW:
+            flops, kernels = 2 * self.batch * units**2 + 2 * work.stored * units, kernels + 1
+        moved = 6 * work.stored + self.batch * (units + prod(target))
+        return self.device.nanoseconds(flops + 3 * work.stored, self.item * moved, kernels)
 
     def transfer(self, size: int) -> int:
         """Cost of bringing ``size`` bytes to another device."""
         return self.device.transfer(size)
 
 
-def _work(
-    source: Shape, source_axis: int, target: Shape, target_axis: int, form: str, batch: int
-) -> tuple[int, int, int]:
-    """(operations, stored or regenerated entries, kernels) of one product with a synapse."""
+@dataclass(frozen=True)
+class _Work:
+    """Of one product with a synapse: multiplications per sample, entries read, entries made on the way, kernels."""
+
+    products: int
+    stored: int
+    made: int = 0
+    kernels: int = 1
+
+
+def _work(source: Shape, source_axis: int, target: Shape, target_axis: int, form: str) -> _Work:
     name, _, rest = form.partition("(")
-    if name == "dense" or name == "implicit":
-        entries = prod(source) * prod(target)
-        return 2 * batch * entries, entries, 1
+    dense = prod(source) * prod(target)
+    if name == "dense":
+        return _Work(dense, dense)
+    if name == "implicit":
+        return _Work(dense, 0, dense, 9)
     if name == "lowrank":
         entries = int(rest.rstrip(")")) * (prod(source) + prod(target))
-        return 2 * batch * entries, entries, 2
-    entries = _features(source, source_axis) * _features(target, target_axis)
-    positions = _positions(_places(source, source_axis), _places(target, target_axis))
-    window = 9 if name == "conv" else 1
-    return 2 * batch * positions * entries * window, entries * window, 2
+        return _Work(entries, entries, 0, 2)
+    # A convolution's window is not known from the shapes: 3 by 3 is usual.
+    entries = _features(source, source_axis) * _features(target, target_axis) * (9 if name == "conv" else 1)
+    return _Work(_positions(_places(source, source_axis), _places(target, target_axis)) * entries, entries, 0, 2)
 
 
 def _features(shape: Shape, axis: int) -> int:

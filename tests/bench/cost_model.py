@@ -17,18 +17,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch import Tensor, nn
 
 import reclra_graph as rg
 from reclra_graph.ir.device import DEVICES
+from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.tasks import TaskGraph
+from reclra_graph.passes.capture import capture
+from reclra_graph.passes.emit import emit
+from reclra_graph.passes.lower import lower
+from reclra_graph.passes.partition import partition
+from reclra_graph.passes.price import price
 from reclra_graph.passes.profile import profile
-from tests.bench.cost_nets import CASES, Case
+from reclra_graph.passes.schedule import schedule
+from reclra_graph.passes.wire import wire
+from reclra_graph.verify import verify
+from tests.bench.cost_nets import CASES
 from tests.bench.record import RESULTS, circumstances, progress, write_json
 
 WIRINGS = ("flat", "chain", "blocks")
@@ -56,14 +67,35 @@ def nanoseconds(tasks: TaskGraph) -> int:
     return sum(task.cost for task in tasks.tasks)
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A model of the benchmark with its regions; all its wirings start from them."""
+
+    model: nn.Module
+    inputs: Tensor
+    target: Tensor
+    options: dict[str, Any]
+    regions: RegionGraph
+    constants: dict[str, Tensor]
+
+
+def captured(name: str) -> Captured:
+    """Capture and partition a model."""
+    model, inputs, target, options = CASES[name]()
+    graph, constants = capture(model, (inputs,), {}, rg.Options(**options))
+    return Captured(model, inputs, target, options, verify(partition(verify(graph))), constants)
+
+
 class Pair:
     """A model under one wiring: its step, and what is predicted of it."""
 
-    def __init__(self, name: str, wiring: str, case: Case, folder: Path) -> None:
-        model, self.inputs, self.target, options = case
-        self.name, self.wiring = name, wiring
-        self.step = rg.compile(copy.deepcopy(model), self.inputs, wiring=wiring, device="cpu", lr=1e-3, **options)
-        tasks = self.step.schedule.tasks
+    def __init__(self, name: str, wiring: str, case: Captured, folder: Path) -> None:
+        self.name, self.wiring, self.inputs, self.target = name, wiring, case.inputs, case.target
+        plan = verify(wire(case.regions, rg.Options(wiring=wiring, lr=1e-3, **case.options)))
+        plan = replace(plan, device=CPU, batch=len(case.inputs))
+        tasks = verify(price(verify(lower(plan)), CPU))
+        program = verify(emit(verify(schedule(tasks))))
+        self.step = rg.CompiledStep(copy.deepcopy(case.model), program, case.constants)
         self.predicted = nanoseconds(tasks)
         started = time.perf_counter()
         self.profiled = nanoseconds(profile(tasks, CPU, torch.device("cpu"), folder))
@@ -142,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs: list[Pair] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
-            case = CASES[name]()
+            case = captured(name)
             for wiring in WIRINGS:
                 pairs.append(Pair(name, wiring, case, Path(folder)))
                 progress(f"{name}, {wiring}: predicted {pairs[-1].predicted / 1e6:.2f} ms")

@@ -19,6 +19,7 @@ BENCHES = Path(__file__).resolve().parent
         ("compile_time.py", {"config", "models"}),
         ("step_cpu.py", {"config", "arms", "ratios"}),
         ("scaling.py", {"kinds"}),
+        ("cost_model.py", {"config", "device", "probe", "rank_correlation", "pairs"}),
         (
             "implicit_resnet50.py",
             {

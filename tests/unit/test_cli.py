@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_options_reach_the_plan(reclra: Call) -> None:
     assert plan["outputs"] == [
         {"label": "output", "region": 3, "loss": "mse", "smoothing": 0.0, "ignore": None, "weights": []}
     ]
+
+
+def test_a_device_reaches_the_plan(reclra: Call) -> None:
+    result = reclra("compile", write(GOOD), "--device", "v100", "--gpus", "2", "--out", "o", "--json")
+    prediction = result.json()["prediction"]
+    assert (prediction["device"], prediction["clock"]) == ("v100", "ns")
+    assert prediction["makespan"] > 1000
+    plan = json.loads(Path("o/plan.json").read_text())
+    assert (plan["device"], plan["clock"], plan["makespan"]) == ("v100", "ns", prediction["makespan"])
+    assert re.search(r"makespan on 2 GPUs: [\d.]+ (µs|ms)", Path("o/report.txt").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

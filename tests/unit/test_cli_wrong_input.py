@@ -119,6 +119,8 @@ WRONG_OPTIONS = {
     "--lr inf": (2, ["RG405"]),
     "--update guess": (2, ["RG405"]),
     "--strict --update local_vjp": (2, ["RG304"]),
+    "--device h300": (2, ["RG430"]),
+    "--device none.json --gpus 0": (2, ["RG401", "RG431"]),
     "--input 5by4": (2, ["RG108"]),
     "--gpus 0 --rule magic --input 0": (2, ["RG401", "RG405", "RG108"]),
 }

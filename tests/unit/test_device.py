@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_the_table() -> None:
         assert find_device(name) == (device, ())
         assert from_text(to_text(device)) == device
     gpus = [DEVICES[name] for name in ("v100", "a100", "h200")]
-    for slower, faster in zip(gpus, gpus[1:], strict=False):
+    for slower, faster in itertools.pairwise(gpus):
         assert slower.flops < faster.flops
         assert slower.bandwidth < faster.bandwidth
         assert slower.memory < faster.memory
