@@ -124,9 +124,9 @@ class WiringPlan:
     candidates: tuple[Candidate, ...] = ()
     why: str = ""
     seed: int = 0
-    placement: tuple[tuple[int, int], ...] = ()
     device: Device = UNIT
     batch: int = 0
+    placement: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def incoming(self) -> dict[int, tuple[Edge, ...]]:

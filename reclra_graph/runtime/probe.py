@@ -18,8 +18,7 @@ def probed_source(program: StepProgram) -> str:
     first: dict[int, list[str]] = {}
     for task, number in program.lines:
         first.setdefault(number, []).append(task)
-    begun = next(number for number, line in enumerate(lines, start=1) if line.startswith("def step("))
-    ending = max(number for number, line in enumerate(lines, start=1) if line.startswith("    return ") and number > begun)
+    ending = max(number for number, line in enumerate(lines, start=1) if line.startswith("    return "))
     first.setdefault(ending, []).append("")
     written: list[str] = []
     for number, line in enumerate(lines, start=1):

@@ -1,7 +1,7 @@
 """Run a schedule on the CPU with one thread per lane: each in its order, a Wait until its Record is reached.
 
-The code that runs is the emitted file's own, statement by statement; only what orders it is different. So the numbers are
-those of the step, and the times are those of lanes that really work side by side.
+The code that runs is the emitted file's own, statement by statement; only what orders it is different. So the numbers
+are those of the step, and the times are those of lanes that really work side by side.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def task_code(program: StepProgram) -> dict[str, CodeType]:
     )
     places = sorted((line, index, name) for index, (name, line) in enumerate(program.lines))
     lines = [line for line, _, _ in places]
-    found: dict[str, list[ast.stmt]] = {"": []} | {name: [] for name, _ in program.lines}
+    found: dict[str, list[ast.stmt]] = {name: [] for name in ("", *(name for name, _ in program.lines))}
     for statement in _flat(step.body[1:]):
         if not _orders(statement):
             place = bisect_right(lines, statement.lineno) - 1
@@ -104,7 +104,7 @@ class _Threads:
         self.failed: list[Exception] = []
 
     def _space(self, inputs: Any, target: Any) -> dict[str, Any]:
-        """The names that a step's statements see: those of the file, the step's arguments, and values as they are made."""
+        """The names that a step's statements see: the file's, the step's arguments, and values as they are made."""
         module = self.step.module
         given, goal = self.step.arguments(inputs, target)
         names = self.step.schedule.tasks.inputs
