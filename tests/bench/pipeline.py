@@ -3,11 +3,11 @@
     python tests/bench/pipeline.py             writes docs/results/pipeline.json
     python tests/bench/pipeline.py --quick     one and two micro-batches; writes nothing unless --out is given
 
-Five stages of equal cost. Backpropagation: a forward, an input gradient and a weight gradient cost 1 each; 1F1B does the
-two gradients at once, a zero-bubble schedule puts weight gradients off until a stage has nothing else to do. This rule: a
-forward costs 1, and a target with its error and its weight gradient together cost 1. ``makespan`` is the compiled
-schedule's own; ``simulated`` follows the schedule's actions; ``executed`` runs them on threads, one per lane, every task
-lasting as long as it costs, and compares parameters and synapses with those of the same step in one lane.
+Five stages of equal cost. Backpropagation: a forward, an input gradient and a weight gradient cost 1 each; 1F1B does
+the two gradients at once, a zero-bubble schedule puts weight gradients off until a stage has nothing else to do. This
+rule: a forward costs 1, and a target with its error and its weight gradient together cost 1. ``makespan`` is the
+compiled schedule's own; ``simulated`` follows the schedule's actions; ``executed`` runs them on threads, one per lane,
+every task lasting as long as it costs, and compares parameters and synapses with those of the same step in one lane.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,28 @@ def backpropagation(stages: int, parts: int, costs: dict[str, int]) -> int:
     return max(ends.values())
 
 
-def steps(parts: int, lanes: int, overlap: bool) -> Any:
-    """A step of a net of equal stages, flat wiring, priced in the unit costs of pipelines."""
+@cache
+def net() -> tuple[Any, Any]:
+    """A net of equal stages, and its regions."""
     import torch
     from torch import nn
 
     from reclra_graph.options import Options
     from reclra_graph.passes.capture import capture
+    from reclra_graph.passes.partition import partition
+    from reclra_graph.verify import verify
+
+    torch.manual_seed(0)
+    layers = [item for _ in range(STAGES - 1) for item in (nn.Linear(8, 8), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(8, 8))
+    return model, verify(partition(verify(capture(model, (torch.zeros(4, 8),), {}, Options())[0])))
+
+
+def steps(parts: int, lanes: int, overlap: bool) -> Any:
+    """A step of that net, flat wiring, priced in the unit costs of pipelines."""
+    from reclra_graph.options import Options
     from reclra_graph.passes.emit import emit
     from reclra_graph.passes.lower import lower
-    from reclra_graph.passes.partition import partition
     from reclra_graph.passes.pipeline import placed
     from reclra_graph.passes.schedule import schedule
     from reclra_graph.passes.simulate import pipeline_units
@@ -94,13 +107,10 @@ def steps(parts: int, lanes: int, overlap: bool) -> Any:
     from reclra_graph.runtime.compiled import CompiledStep
     from reclra_graph.verify import verify
 
-    torch.manual_seed(0)
-    layers = [item for _ in range(STAGES - 1) for item in (nn.Linear(8, 8), nn.Tanh())]
-    model = nn.Sequential(*layers, nn.Linear(8, 8))
+    model, regions = net()
     options = Options(
         gpus=lanes, wiring="flat", micro_batches=parts, placement="pipeline", overlap_steps=overlap, gamma=0.5
     )
-    regions = verify(partition(verify(capture(model, (torch.zeros(4, 8),), {}, options)[0])))
     tasks = verify(placed(pipeline_units(verify(lower(verify(wire(regions, options))))), options))
     program = verify(emit(verify(schedule(tasks, overlap))))
     return CompiledStep(copy.deepcopy(model), program, {})
@@ -117,7 +127,7 @@ def ours(parts: int, overlap: bool, unit: float) -> dict[str, Any]:
     alone = steps(parts, 1, False)
     batches = [(torch.randn(SAMPLES, 8), torch.randint(8, (SAMPLES,))) for _ in range(STEPS)]
     expected = [alone(*batch) for batch in batches]
-    run_on_threads(copy.copy(steps(parts, STAGES, overlap)), batches)  # once without pauses: whatever is set up first
+    run_on_threads(steps(parts, STAGES, overlap), batches)  # once without pauses: whatever is set up first
     found = run_on_threads(step, batches, lambda task: task.cost * unit)
     same = all(torch.equal(first, second) for first, second in zip(found.losses, expected, strict=True))
     held = zip(
