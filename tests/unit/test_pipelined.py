@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
 import random
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import reclra_graph as rg
-from reclra_graph.errors import StepError
+from reclra_graph.errors import StepError, VerificationError
 from reclra_graph.ir.schedule import Record, Run, Schedule, Wait
 from reclra_graph.passes.emit import emit
 from reclra_graph.passes.lower import lower
@@ -205,3 +208,33 @@ def test_threads_stop_where_the_step_is_refused() -> None:
     assert all(torch.equal(value, before[key]) for key, value in snapshot(step).items())
     with pytest.raises(StepError, match="RG601"):
         run_on_threads(step, [batch_for(step, 3)])
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_placed_step_is_saved_and_loaded(tmp_path: Path) -> None:
+    step = fresh(build(*figure1_regions(), gpus=3, micro_batches=2, overlap_steps=True))
+    step(*batch_for(step))
+    plan = json.loads((step.save(tmp_path / "out") / "plan.json").read_text(encoding="utf-8"))
+    assert plan["micro_batches"] == 2
+    assert plan["overlap_steps"] is True
+    assert {item["gpu"] for item in plan["placement"]} == {0, 1, 2}
+    twin = rg.load(tmp_path / "out", copy.deepcopy(step.model))
+    assert twin(*batch_for(step, seed=1)).item() == step(*batch_for(step, seed=1)).item()
+    with pytest.raises(ValueError, match="lines"):
+        run_on_threads(twin, [batch_for(step)])
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (((0, 0), (1, 2)), "placed on GPU 2; there are GPUs 0 to 1"),
+        (((0, 0), (1, 0), (1, 1)), "region 1 is placed 2 times"),
+        (((0, 0), (99, 1)), "no region 99"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused(own: tuple[tuple[int, int], ...], said: str) -> None:
+    plan = wire(five()[1], rg.Options(gpus=2, wiring="flat"))
+    with pytest.raises(VerificationError, match=said):
+        verify(replace(plan, placement=own))
