@@ -69,7 +69,8 @@ Enter holds one, Esc lets go.</span>
 from the output, and what it learns.</p></aside>
 <section aria-labelledby="lanes">
 <h2 id="lanes">Lanes over time</h2>
-<p class="hint">Targets filled, updates outlined; {_clock(plan)}.</p>
+<p class="hint">Targets filled, updates outlined, waits hatched, copies grey; a line under a bar: it lies on one longest
+path; {_clock(plan)}.</p>
 <div class="wide" tabindex="0" role="region" aria-label="Lanes over time, scrolls">
 {gantt_svg(schedule)}
 </div>

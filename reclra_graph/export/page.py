@@ -41,6 +41,8 @@ aside button{padding:0 8px;min-height:24px;margin-right:6px}
 .rg-gantt{display:block;font:11px system-ui,'DejaVu Sans',sans-serif}.rg-gantt text{fill:var(--text)}
 .rg-gantt .rg-tick,.rg-slot text{text-anchor:middle}.rg-rule{stroke:var(--line);fill:none}
 .rg-slot rect{fill:var(--card);stroke-width:1.5}.rg-gantt .rg-target text{fill:#fff;font-weight:600}
+.rg-wait rect{fill:url(#rg-hatch);stroke:none}.rg-copy rect{fill:var(--soft);opacity:.55}
+.rg-slot.rg-forward rect{fill:var(--line);stroke:var(--soft)}.rg-critical{stroke:var(--mark);stroke-width:2.4;fill:none}
 .rg-dim .rg-slot:not(.on){opacity:.3}
 @media (prefers-color-scheme:dark){.rg-gantt .rg-target text{fill:#10131a}}
 @media (max-width:900px){main{grid-template-columns:minmax(0,1fr);padding:8px}aside{position:static;max-height:none}}

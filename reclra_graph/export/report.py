@@ -107,7 +107,7 @@ def model_note(plan: WiringPlan) -> str:
     """Which model predicted times come from."""
     if plan.device.clock == "unit":
         return MODEL_NOTE
-    return f"cost model of the device {plan.device.name} for a batch of {plan.batch}; the forward pass is not counted"
+    return f"cost model of the device {plan.device.name} for a batch of {plan.batch}"
 
 
 def prediction_lines(schedule: Schedule) -> Iterator[str]:
