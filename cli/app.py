@@ -17,7 +17,18 @@ import typer
 from reclra_graph.cli.bench import bench_app
 from reclra_graph.cli.search import search_command
 from reclra_graph.errors import Problem, ReclraError, UsageError
-from reclra_graph.options import FORMS, FRONTENDS, LOSSES, OPTIMIZERS, SIGNS, SYNAPSE_RULES, UPDATES, WIRINGS, Options
+from reclra_graph.options import (
+    FORMS,
+    FRONTENDS,
+    LOSSES,
+    OPTIMIZERS,
+    PLACEMENTS,
+    SIGNS,
+    SYNAPSE_RULES,
+    UPDATES,
+    WIRINGS,
+    Options,
+)
 
 if TYPE_CHECKING:
     from reclra_graph.model_file import LoadedModel
@@ -78,6 +89,15 @@ def compile_command(
     ] = None,
     class_weights: Annotated[str | None, typer.Option(help="Of losses over classes, such as 1,1,5.")] = None,
     frontend: Frontend = DEFAULT.frontend,
+    micro_batches: Annotated[
+        int, typer.Option(help="Equal parts that every batch is cut into; parameters learn once.")
+    ] = DEFAULT.micro_batches,
+    placement: Annotated[
+        str, typer.Option(help=f"{_one_of(PLACEMENTS)}: pipeline gives each GPU regions of its own.")
+    ] = DEFAULT.placement,
+    overlap_steps: Annotated[
+        bool, typer.Option("--overlap-steps", help="Let a step begin in regions that the one before has updated.")
+    ] = DEFAULT.overlap_steps,
     device: Annotated[
         str, typer.Option(help="Whose costs to plan with: unit, cpu, v100, a100, h200, or a JSON file.")
     ] = DEFAULT.device,
@@ -118,6 +138,9 @@ def compile_command(
         "ignore_index": ignore_index,
         "class_weights": tuple(_decimal(item) for item in parts(class_weights or "")),
         "frontend": frontend,
+        "micro_batches": micro_batches,
+        "placement": placement,
+        "overlap_steps": overlap_steps,
         "device": device,
         "profile": profile,
         "optimizer": optimizer,

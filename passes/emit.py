@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import prod
 
-from reclra_graph.ir.homes import homes
 from reclra_graph.ir.operators import OPAQUE, Argument, DeviceArgument, Operator, OperatorGraph, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Call, Task
-from reclra_graph.passes import placed_template, template
+from reclra_graph.passes import template
+from reclra_graph.passes.placed_template import CHECK_MICRO, apart, lanes_text, more_tables
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
 from reclra_graph.passes.target_types import target_types
 from reclra_graph.rules.forms import stored
@@ -71,7 +71,7 @@ def _head(schedule: Schedule, stamp: str) -> str:
         inputs=_table(inputs),
         lanes=len(schedule.lanes),
         smallest=_smallest_batch(graph) * count,
-        more=_more_tables(schedule),
+        more=more_tables(schedule),
         targets=_table(target_types(plan)),
     )
     kinds = {"classes" if item.classes else item.kind for item in plan.losses}
@@ -79,8 +79,8 @@ def _head(schedule: Schedule, stamp: str) -> str:
         template.CHECK_RANGE if "bce-with-logits" in kinds else ""
     )
     if count > 1:
-        checks = placed_template.CHECK_MICRO + checks
-    runtime = _lanes_text(schedule) + template.RUNTIME.replace("@check_range@", checks)
+        checks = CHECK_MICRO + checks
+    runtime = lanes_text(schedule) + template.RUNTIME.replace("@check_range@", checks)
     if any(operator.target == OPAQUE for operator in graph.operators):
         runtime += template.OPAQUE
     if implicit:
@@ -88,43 +88,6 @@ def _head(schedule: Schedule, stamp: str) -> str:
     starts = template.IMPLICIT_STARTS if implicit else template.PLAIN_STARTS
     runtime = runtime.replace("@starts@", starts).replace("@seed@", str(plan.seed)).replace("@dtype@", dtype)
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
-
-
-def _apart(schedule: Schedule) -> bool:
-    """Whether regions live on lanes of their own."""
-    return bool(schedule.tasks.plan.placement) and len(schedule.lanes) > 1
-
-
-def _more_tables(schedule: Schedule) -> str:
-    """What only micro-batches and placed regions need to know."""
-    count = schedule.tasks.micro_batches
-    text = placed_template.MICRO_BATCHES.format(count=count) if count > 1 else ""
-    if not _apart(schedule):
-        return text
-    lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
-    places = {name[2:-1]: lane for name, lane in homes(schedule.tasks, lane_of).items() if name[:2] == "P[" and lane}
-    for operator in schedule.tasks.plan.regions.graph.operators:
-        if operator.target == OPAQUE:  # all that a sub-module holds lives where it runs
-            lane = next(lane_of[task.name] for task in schedule.tasks.tasks if _runs(task, operator.args[0]))
-            held = [item.key for item in schedule.tasks.plan.regions.graph.held]
-            places.update({key: lane for key in held if key.startswith(f"{operator.args[0]}.") and lane})
-    rows = "".join(f"    {name!r}: {lane},\n" for name, lane in sorted(places.items(), key=lambda item: item[1]))
-    return text + placed_template.PLACES.format(places=f"{{\n{rows}}}" if rows else "{}")
-
-
-def _runs(task: Task, path: Argument) -> bool:
-    """Whether a task runs the sub-module at a path as it is."""
-    return any(item.function == "opaque" and item.args[0] == path for item in task.calls)
-
-
-def _lanes_text(schedule: Schedule) -> str:
-    """How lanes work: together behind one forward pass, or apart."""
-    if not _apart(schedule):
-        return template.LANES
-    overlap = schedule.overlap
-    text = placed_template.LANES.replace("@left@\n", placed_template.LEFT + "\n" if overlap else "\n")
-    text = text.replace("@overlap@\n", placed_template.OVERLAP + "\n" if overlap else "\n")
-    return text + placed_template.PLACE + (placed_template.JOIN if overlap else "")
 
 
 def _smallest_batch(graph: OperatorGraph) -> int:
@@ -167,7 +130,7 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     for lane, actions in groupby(schedule.actions, key=lambda action: action.lane):
         writer.stretch(lane, list(actions))
     writer.line("")
-    writer.line("return lanes.leave(loss, locals())" if _apart(schedule) and schedule.overlap else "return loss")
+    writer.line("return lanes.leave(loss, locals())" if apart(schedule) and schedule.overlap else "return loss")
     return writer.text(), tuple(writer.first.items())
 
 
@@ -225,7 +188,7 @@ class _Writer:
         if many and lane != 0:
             self.line(f"with lane({lane}):")
             self.depth += 1
-        if _apart(self.schedule) and any(self._makes(item) for item in actions):
+        if apart(self.schedule) and any(self._makes(item) for item in actions):
             self.line("device = lanes.device")
         for action in actions:
             if isinstance(action, Run):

@@ -74,7 +74,8 @@ def compile_model(
     """
     device, unknown = find_device(options.device)
     problems = (*options.problems(), *unknown)
-    where = next((item.device for item in model.parameters()), torch.device("cpu"))
+    held = model.parameters() if isinstance(model, nn.Module) else iter(())  # capture refuses what is no module
+    where = next((item.device for item in held), torch.device("cpu"))
     if options.profile and not problems:
         device, problems = measured_on(device, where)
     if problems:
@@ -92,7 +93,8 @@ def compile_model(
     tasks = clock.run("lower", lambda: verify(lower(plan)))
     part = replace(tasks.plan, batch=-(-tasks.plan.batch // options.micro_batches))
     tasks = clock.run("price", lambda: verify(priced(replace(tasks, plan=part))))
-    tasks = clock.run("place", lambda: verify(placed(tasks, options)))
+    if options.placed or plan.placement:
+        tasks = clock.run("place", lambda: verify(placed(tasks, options)))
     timetable = clock.run("schedule", lambda: verify(schedule(tasks, options.overlap_steps)))
     program = clock.run("emit", lambda: verify(emit(timetable)))
     program = clock.run("memory", lambda: verify(with_peak(program, batch)))

@@ -212,10 +212,10 @@ def _schedule(
         queues[item.lane].extend(groups[item.name])
     timed = sorted(placed, key=lambda pair: (pair[1], pair[0].lane))  # stable: what a lane does stays in order
     started = [task.name for item, _ in timed for task in groups[item.name]]
-    actions = synchronised(tasks, queues, dict(lane_of))
+    actions = in_order(synchronised(tasks, queues, dict(lane_of)), started, drawing(tasks))
     if overlap:
-        actions = _unjoined(tasks, queues, actions, lane_of)
-    hosted = with_frees(tasks, in_order(actions, started, drawing(tasks)), dict(lane_of))
+        actions = _unjoined(tasks, actions, lane_of)
+    hosted = with_frees(tasks, actions, dict(lane_of))
     slots = tuple(Slot(item.name, item.lane, start, start + item.cost) for item, start in placed if item.cost)
     if tasks.plan.device != UNIT:  # with the copies between GPUs
         slots = timetable(tasks, hosted, {lane.id: lane.device for lane in lanes})
@@ -272,54 +272,58 @@ def in_order(lanes: Mapping[int, Sequence[Action]], started: Sequence[str], draw
             left.pop()
 
 
-def _unjoined(
-    tasks: TaskGraph,
-    queues: Mapping[int, Sequence[Task]],
-    actions: Mapping[int, Sequence[Action]],
-    lane_of: Mapping[str, int],
-) -> dict[int, list[Action]]:
+def _unjoined(tasks: TaskGraph, actions: Sequence[Action], lane_of: Mapping[str, int]) -> list[Action]:
     """Without the joins at the end of lane 0, the loss's apart; with waits for the step before where a parameter, a
-    buffer or a synapse is touched on several lanes, and with the records that these need."""
-    place = {task.name: index for queue in queues.values() for index, task in enumerate(queue)}
+    buffer or a synapse is touched on several lanes, and with the records that these need.
+
+    A lane that has waited in this step for anything of another lane needs no wait for that one's step before.
+    """
+    runs = [action for action in actions if isinstance(action, Run)]
+    place = {action.task: index for index, action in enumerate(runs)}
     touching: dict[str, list[tuple[str, bool]]] = {}
     for task in tasks.tasks:
         for name in dict.fromkeys((*task.reads, *task.writes)):
             if name[:2] in ("P[", "E["):
                 touching.setdefault(name, []).append((task.name, name in task.writes))
-    waits: dict[str, list[str]] = {}
-    for lane, queue in queues.items():
-        known: dict[int, int] = {}
-        for task in queue:
+    loss = next(task.name for task in tasks.tasks if "loss" in task.writes)
+    wanted = {loss} if lane_of[loss] else set()
+    marked = {action.event for action in actions if isinstance(action, Record)}
+    last = max(
+        (index for index, action in enumerate(actions) if isinstance(action, Run) and action.lane == 0), default=0
+    )
+    met: dict[int, set[int]] = {}
+    marks: dict[str, set[int]] = {}
+    known: dict[tuple[int, int], int] = {}
+    made: list[Action] = []
+    for index, action in enumerate(actions):
+        lane = action.lane
+        if isinstance(action, Wait):
+            if lane == 0 and index > last:
+                continue
+            met.setdefault(lane, set()).update(marks[action.event])
+        elif isinstance(action, Record):
+            marks[action.event] = met.get(lane, set()) | {lane}
+        elif isinstance(action, Run):
+            task = tasks.by_name[action.task]
             needed: dict[int, str] = {}
             for name in dict.fromkeys((*task.reads, *task.writes)):
                 for other, writes in touching.get(name, ()):
                     far = lane_of[other]
-                    if far == lane or not (writes or name in task.writes):
+                    if far == lane or far in met.get(lane, ()) or not (writes or name in task.writes):
                         continue
-                    if place[other] > max(known.get(far, -1), place.get(needed.get(far, ""), -1)):
+                    if place[other] > max(known.get((lane, far), -1), place.get(needed.get(far, ""), -1)):
                         needed[far] = other
-            for far in sorted(needed):
-                known[far] = place[needed[far]]
-                waits.setdefault(task.name, []).append(needed[far])
-    loss = next(task.name for task in tasks.tasks if "loss" in task.writes)
-    wanted = {name for names in waits.values() for name in names} | ({loss} if lane_of[loss] else set())
-    result: dict[int, list[Action]] = {}
-    for lane, given in actions.items():
-        made: list[Action] = []
-        last = max((index for index, action in enumerate(given) if isinstance(action, Run)), default=-1)
-        for index, action in enumerate(given):
-            if index > last and isinstance(action, Wait):
-                continue
-            if isinstance(action, Run):
-                made.extend(Wait(name, lane, True) for name in waits.get(action.task, ()))
-            made.append(action)
-            following = given[index + 1] if index + 1 < len(given) else None
-            if isinstance(action, Run) and action.task in wanted and following != Record(action.task, lane):
-                made.append(Record(action.task, lane))
-        result[lane] = made
-    if lane_of[loss]:
-        result[0].append(Wait(loss, 0))
-    return result
+            for far, other in sorted(needed.items()):
+                known[lane, far] = place[other]
+                wanted.add(other)
+                made.append(Wait(other, lane, True))
+        made.append(action)
+    result: list[Action] = []
+    for action in made:
+        result.append(action)
+        if isinstance(action, Run) and action.task in wanted - marked:
+            result.append(Record(action.task, action.lane))
+    return [*result, Wait(loss, 0)] if lane_of[loss] else result
 
 
 def _waves(tasks: TaskGraph, lane_of: Mapping[str, int]) -> tuple[tuple[tuple[int, int], ...], ...]:

@@ -1,8 +1,8 @@
 """TaskGraph → TaskGraph: where each region lives, for a step whose forward pass runs on several GPUs.
 
 Before:  a plan without a placement
-After:   contiguous stretches of regions, one per GPU: the busiest GPU has as little to do as possible; of such divisions
-         the most even one; then the one over which the forward pass hands on the fewest numbers.
+After:   contiguous stretches of regions, one per GPU: the busiest GPU has as little to do as possible; of such
+         divisions the most even one; then the one over which the forward pass hands on the fewest numbers.
 """
 
 from __future__ import annotations

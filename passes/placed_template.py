@@ -1,4 +1,12 @@
-"""The fixed parts of an emitted file whose regions live on GPUs of their own, in micro-batches or overlapping steps."""
+"""The parts of an emitted file whose regions live on GPUs of their own, in micro-batches or overlapping steps."""
+
+from __future__ import annotations
+
+from reclra_graph.ir.homes import homes
+from reclra_graph.ir.operators import OPAQUE, Argument
+from reclra_graph.ir.schedule import Run, Schedule
+from reclra_graph.ir.tasks import Task
+from reclra_graph.passes.template import LANES as TOGETHER
 
 MICRO_BATCHES = """# Equal parts that a batch is cut into; B is the size of one.
 MICRO_BATCHES = {count}
@@ -109,3 +117,40 @@ def place(model, device):
 CHECK_MICRO = """    if size % MICRO_BATCHES:
         raise ValueError(f"RG601 a batch of {size} cannot be cut into {MICRO_BATCHES} equal micro-batches")
 """
+
+
+def apart(schedule: Schedule) -> bool:
+    """Whether regions live on lanes of their own."""
+    return bool(schedule.tasks.plan.placement) and len(schedule.lanes) > 1
+
+
+def more_tables(schedule: Schedule) -> str:
+    """What only micro-batches and placed regions need to know."""
+    count = schedule.tasks.micro_batches
+    text = MICRO_BATCHES.format(count=count) if count > 1 else ""
+    if not apart(schedule):
+        return text
+    lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
+    places = {name[2:-1]: lane for name, lane in homes(schedule.tasks, lane_of).items() if name[:2] == "P[" and lane}
+    for operator in schedule.tasks.plan.regions.graph.operators:
+        if operator.target == OPAQUE:  # all that a sub-module holds lives where it runs
+            lane = next(lane_of[task.name] for task in schedule.tasks.tasks if _runs(task, operator.args[0]))
+            held = [item.key for item in schedule.tasks.plan.regions.graph.held]
+            places.update({key: lane for key in held if key.startswith(f"{operator.args[0]}.") and lane})
+    rows = "".join(f"    {name!r}: {lane},\n" for name, lane in sorted(places.items(), key=lambda item: item[1]))
+    return text + PLACES.format(places=f"{{\n{rows}}}" if rows else "{}")
+
+
+def _runs(task: Task, path: Argument) -> bool:
+    """Whether a task runs the sub-module at a path as it is."""
+    return any(item.function == "opaque" and item.args[0] == path for item in task.calls)
+
+
+def lanes_text(schedule: Schedule) -> str:
+    """How lanes work: together behind one forward pass, or apart."""
+    if not apart(schedule):
+        return TOGETHER
+    overlap = schedule.overlap
+    text = LANES.replace("@left@\n", LEFT + "\n" if overlap else "\n")
+    text = text.replace("@overlap@\n", OVERLAP + "\n" if overlap else "\n")
+    return text + PLACE + (JOIN if overlap else "")

@@ -110,11 +110,11 @@ CODES: dict[str, tuple[str, str]] = {
     "RG602": ("target-shape", "Feed targets with the shape and dtype that the loss expects."),
     "RG603": ("target-range", "Class indices lie between 0 and the number of classes minus one."),
     "RG604": ("not-finite", "Look for NaN in the data, or lower lr; the parameters are as they were before this step."),
+    "RG605": ("different-model", "Load the plan with the model that it was compiled for."),
     "RG606": (
         "no-cuda-graph",
         "Call the step itself, which runs everywhere; graphs need CUDA and a step that can be captured.",
     ),
-    "RG605": ("different-model", "Load the plan with the model that it was compiled for."),
     "RG701": ("unwritable", "Choose another folder with --out, or change its permissions."),
     "RG702": ("bad-saved-step", "Save the step again with `step.save(dir)`."),
     "RG703": ("missing-data", "Give --data a folder that holds the data set's official files."),

@@ -177,8 +177,9 @@ class CompiledStep:
         return loss
 
     def place(self, device: torch.device | str) -> None:
-        """Bring everything to where it lives, with lane 0 on ``device``: synapses follow the model to another device, and
-        where regions live on GPUs of their own, so do their parameters and buffers. Every call of the step does this."""
+        """Bring everything to where it lives, with lane 0 on ``device``: synapses follow the model to another device,
+        and where regions live on GPUs of their own, so do their parameters and buffers. Every call of the step does
+        this."""
         device = torch.device(device)
         if self.module.__dict__.get("PLACES") and device.type == "cuda":
             self.module.place(self.model, device)

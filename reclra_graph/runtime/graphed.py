@@ -1,8 +1,8 @@
 """The step as CUDA graphs: recorded once for each shape of input, then launched in one go.
 
-A step is two graphs, since it may be refused: the host looks at the loss's check between them, and nothing is changed in
-the first. The lanes' streams are forked from the capturing stream and joined to it in each. What cannot be captured runs as
-the step itself does, and ``why`` says so.
+A step is two graphs, since it may be refused: the host looks at the loss's check between them, and nothing is changed
+in the first. The lanes' streams are forked from the capturing stream and joined to it in each. What cannot be captured
+runs as the step itself does, and ``why`` says so.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run a schedule on the CPU with one thread per lane: each in its order, a Wait until its Record is reached.
 
-The code that runs is the emitted file's own, statement by statement; only what orders it is different. So the numbers are
-those of the step, and the times are those of lanes that really work side by side.
+The code that runs is the emitted file's own, statement by statement; only what orders it is different. So the numbers
+are those of the step, and the times are those of lanes that really work side by side.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class _Threads:
         self.failed: list[Exception] = []
 
     def _space(self, inputs: Any, target: Any) -> dict[str, Any]:
-        """The names that a step's statements see: those of the file, the step's arguments, and values as they are made."""
+        """The names that a step's statements see: the file's, the step's arguments, and values as they are made."""
         module = self.step.module
         given, goal = self.step.arguments(inputs, target)
         names = self.step.schedule.tasks.inputs

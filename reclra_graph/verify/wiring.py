@@ -30,6 +30,7 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
         wires.add_edge(edge.source, edge.target)
         yield from _shape(plan, edge)
     yield from _sharing(plan)
+    yield from _placement(plan)
     if [item.label for item in plan.losses] != [item.label for item in plan.regions.graph.outputs]:
         yield Problem("RG501", "the losses are not those of the outputs", "losses")
     for name, count in Counter(edge.name for edge in plan.edges).items():
@@ -63,6 +64,19 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
         yield Problem(
             "RG501", f"regions {odd} learn without a rule, or have a rule and do not learn", f"region {odd[0]}"
         )
+
+
+def _placement(plan: WiringPlan) -> Iterator[Problem]:
+    """Regions are placed on the GPUs that there are, each once."""
+    for number, count in Counter(region for region, _ in plan.placement).items():
+        if count > 1:
+            yield Problem("RG501", f"region {number} is placed {count} times", f"region {number}")
+        if not 0 <= number < len(plan.regions.regions):
+            yield Problem("RG501", f"there is no region {number} to place", f"region {number}")
+    for number, gpu in plan.placement:
+        if not 0 <= gpu < plan.gpus:
+            cause = f"region {number} is placed on GPU {gpu}; there are GPUs 0 to {plan.gpus - 1}"
+            yield Problem("RG401", cause, f"region {number}")
 
 
 def _sharing(plan: WiringPlan) -> Iterator[Problem]:

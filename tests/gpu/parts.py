@@ -153,6 +153,27 @@ def steps(family: str, small: bool, keep: Keep) -> dict[str, Any]:
     return {"sizes": sizes, **({"failed": "; ".join(broken)} if broken else {})}
 
 
+def pipelines(small: bool, keep: Keep) -> dict[str, Any]:
+    """Micro-batches, placed regions, overlapping steps and CUDA graphs: the checks, then milliseconds per step."""
+    import torch
+
+    from tests.bench.record import progress
+    from tests.gpu.checks import run_one
+    from tests.gpu.pipelines import all_checks, seconds
+
+    device = torch.device("cpu" if small else "cuda:0")
+    results = {}
+    for name, check in all_checks().items():
+        if small and not name.startswith("figure1 "):
+            continue
+        results[name] = run_one(check, device)
+        progress(f"{results[name]['outcome']:<8}{results[name]['seconds']:7.1f} s  {name}")
+        keep({"checks": results})
+    failed = [name for name, found in results.items() if found["outcome"] == "failed"]
+    times = {} if small else {"milliseconds": seconds(device)}
+    return {"checks": results, **times, **({"failed": ", ".join(failed)} if failed else {})}
+
+
 def fashion_mnist(small: bool, keep: Keep) -> dict[str, Any]:
     """The main job, examples/fashion_mnist.py, with the images that travel with the examples."""
     import json
@@ -177,6 +198,7 @@ PARTS = {
     "environment": Part("machine, versions, GPUs", 60, environment),
     "tests": Part("pytest -m gpu", 300, tests, ("pytest",)),
     "checks": Part("the GPU tests' checks, without pytest", 300, checks, (), "pytest"),
+    "pipelines": Part("micro-batches, placed regions, overlapping steps, CUDA graphs", 420, pipelines),
     "step-mlp": Part("seconds per step, MLPs", 150, partial(steps, "mlp")),
     "step-resnet18": Part("seconds per step, ResNet-18", 200, partial(steps, "resnet18")),
     "step-resnet50": Part("seconds per step, ResNet-50", 300, partial(steps, "resnet50")),

@@ -225,7 +225,7 @@ def test_what_a_step_offers() -> None:
     told: list[str] = []
     model = mlp(4, 5, 3)
     step = rg.compile(model, torch.zeros(2, 4), gpus=2, progress=told.append)
-    names = ["capture", "partition", "costs", "wire", "lower", "price", "schedule", "emit"]
+    names = ["capture", "partition", "costs", "wire", "lower", "price", "schedule", "emit", "memory"]
     assert told == names == [name for name, _ in step.seconds]
     assert all(seconds >= 0 for _, seconds in step.seconds)
     assert step.model is model

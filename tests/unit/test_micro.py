@@ -140,7 +140,7 @@ def test_random_numbers_are_drawn_micro_batch_by_micro_batch(gpus: int) -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     step = built("mlp", micro_batches=3)
     before = snapshot(step)
-    with pytest.raises(StepError, match="RG601 .*a batch of 4 cannot be cut into 3"):
+    with pytest.raises(StepError, match=r"RG601 .*a batch of 4 cannot be cut into 3"):
         step(*given(step, 4, 0))
     assert all(torch.equal(value, before[key]) for key, value in snapshot(step).items())
 
