@@ -34,7 +34,7 @@ from reclra_graph.passes.places import first_line, user_line
 from reclra_graph.passes.quiet import hushed
 from reclra_graph.passes.record import record
 from reclra_graph.passes.translate import fixed, translate
-from reclra_graph.passes.twin import one_name_each, twin, undisturbed, with_caches
+from reclra_graph.passes.twin import one_name_each, outside_draws, twin, undisturbed, with_caches
 from reclra_graph.structure import Path, arguments, identifier, label, replaced, tensors
 
 EXPORT, STATIC, RECORD = "export", "export, static batch", "record, one path"
@@ -111,9 +111,13 @@ def capture(
             # Values of the generator that tracing draws must not change what the user's run draws afterwards.
             with hushed(), mended(), warnings.catch_warnings(), undisturbed():
                 warnings.simplefilter("ignore")
+                before = outside_draws()
                 traced = trace(model, call)
+                drawn = outside_draws() != before
             if traced is None:
                 continue
+            if drawn and name != RECORD and options.frontend == "auto":
+                raise RuntimeError("forward() draws numbers by numpy or Python, which would be constants of the program")
             notes = tuple(f"{rung} failed: {type(error).__name__}: {first_line(error)}" for rung, error in failures)
             notes += traced.notes
             frontend = traced.frontend or name

@@ -113,6 +113,13 @@ def _same_names(module: nn.Module, made: nn.Module, known: dict[object, Any]) ->
     return made
 
 
+def outside_draws() -> tuple[object, ...]:
+    """The state of Python's and numpy's random numbers: another one after a run that drew some."""
+    numpy = sys.modules.get("numpy")
+    kind, words, place, *_ = numpy.random.get_state() if numpy else ("", b"", 0)
+    return random.getstate(), kind, bytes(words), place
+
+
 @contextlib.contextmanager
 def undisturbed(seed: int | None = None) -> Iterator[None]:
     """Leave torch's, Python's and numpy's random numbers as they were; inside, begin with ``seed`` if one is given."""

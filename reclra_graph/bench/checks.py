@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import statistics
 import time
 from typing import Any
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,6 +60,13 @@ def compiled(zoo: ZooModel) -> CompiledStep:
     return rg.compile(zoo.model, zoo.inputs, loss=zoo.loss, lr=RATES[1], **zoo.options)
 
 
+def seeded(seed: int) -> None:
+    """Seed every generator that a model may draw from: torch's, numpy's and Python's own."""
+    torch.manual_seed(seed)
+    numpy.random.seed(seed % (1 << 32))
+    random.seed(seed)
+
+
 def accounted(model: nn.Module, step: CompiledStep) -> dict[str, Any]:
     """Every parameter that requires grad is updated by a region, or is listed with the reason."""
     regions = step.plan.regions
@@ -96,7 +105,7 @@ def falls(zoo: ZooModel, step: CompiledStep, seed: int) -> dict[str, Any]:
         after, told_by = FAR, ""
         try:
             for number in range(STEPS + 1):
-                torch.manual_seed(seed + number % STEPS)  # the last measures under the masks of the first
+                seeded(seed + number % STEPS)  # the last measures under the masks of the first
                 started = time.perf_counter()
                 after = float(step(zoo.inputs, zoo.target))
                 times.append(time.perf_counter() - started)
@@ -131,7 +140,7 @@ def evaluated(zoo: ZooModel, original: nn.Module, seed: int) -> dict[str, Any]:
     outputs = []
     for model in (zoo.model, fresh):
         model.eval()
-        torch.manual_seed(seed)
+        seeded(seed)
         with torch.no_grad():
             outputs.append(dict(labelled(call(model, zoo.inputs))))
     zoo.model.train()
@@ -144,7 +153,7 @@ def stepped(zoo: ZooModel, seed: int) -> dict[str, dict[str, Any]]:
     forward() in train mode under the same seed ("forward", "buffers")."""
     limit = EXACT if next(zoo.model.parameters()).dtype == torch.float64 else CLOSE
     twin = copy.deepcopy(zoo.model).train()
-    torch.manual_seed(seed)
+    seeded(seed)
     with torch.no_grad():
         own = plain_loss(call(twin, zoo.inputs), zoo.loss, zoo.target)
     # A buffer that is not saved and gets another shape is a cache: forward() makes it again wherever it is read.
@@ -162,9 +171,9 @@ def stepped(zoo: ZooModel, seed: int) -> dict[str, dict[str, Any]]:
     apart = copy.deepcopy(zoo.model).train()
     opaque = [str(item.args[0]) for item in graph.operators if item.target == OPAQUE]
     modules = {path: apart.get_submodule(path) for path in opaque}
-    torch.manual_seed(seed)
+    seeded(seed)
     loss = step(zoo.inputs, zoo.target)
-    torch.manual_seed(seed)
+    seeded(seed)
     inputs = [at(zoo.args, zoo.kwargs, item.path) for item in graph.inputs]
     wanted = reference_step(step.plan, held, synapses, inputs, zoo.target, modules)
     for path, module in modules.items():  # an opaque sub-module moves buffers of its own

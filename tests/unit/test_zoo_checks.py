@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,17 @@ class Cached(nn.Module):
         return scores
 
 
+class Noise(nn.Module):
+    """Adds numbers that numpy draws, which no tracer follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * torch.from_numpy(numpy.random.rand(*x.shape)).to(x.dtype)
+
+
 def zoo_model() -> ZooModel:
     torch.manual_seed(0)
     return finished("cached", Cached(), [(torch.randn(8, 4),)], True)
@@ -38,6 +50,14 @@ def test_a_table_that_forward_makes_again_is_no_state() -> None:
     assert found["buffers"]["caches"] == ["table"]
     assert found["reference"]["ok"]
     assert found["forward"]["ok"]
+
+
+def test_numpy_draws_the_same_for_the_step_its_oracle_and_the_model() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), Noise(), nn.Tanh(), nn.Linear(6, 3))
+    found = stepped(finished("noisy", model, [(torch.randn(8, 4),)], True), 0)
+    assert found["reference"]["ok"], found
+    assert found["forward"]["ok"], found
 
 
 def test_a_buffer_that_is_left_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
