@@ -6,7 +6,8 @@ Where the numbers of the table come from (float32 without tensor cores, dense; o
 - ``a100``: NVIDIA A100 data sheet (SXM, 80 GB): 19.5 TFLOP/s, 2,039 GB/s, NVLink 600 GB/s both directions together.
 - ``h200``: NVIDIA H200 data sheet (SXM, 141 GB): 67 TFLOP/s, 4.8 TB/s, NVLink 900 GB/s both directions together.
 - a kernel of a GPU costs about 5 µs to launch from Python, a copy to another GPU about 10 µs before its first byte.
-- ``cpu``: two cores of a usual server, one thread each: measured, see docs/results/cost-model-cpu.json.
+- ``cpu``: round numbers for one core of a server, the launch with PyTorch's own work around a kernel; what a machine
+  measures of them, and how well they order steps, stands in docs/results/cost-model-cpu.json.
 
 A data sheet's number is a limit that no kernel reaches: times are too small by a factor, their order and their ratios
 are what a plan needs.
