@@ -117,7 +117,9 @@ def capture(
             if traced is None:
                 continue
             if drawn and name != RECORD and options.frontend == "auto":
-                raise RuntimeError("forward() draws numbers by numpy or Python, which would be constants of the program")
+                raise RuntimeError(
+                    "forward() draws numbers by numpy or Python, which would be constants of the program"
+                )
             notes = tuple(f"{rung} failed: {type(error).__name__}: {first_line(error)}" for rung, error in failures)
             notes += traced.notes
             frontend = traced.frontend or name

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reclra_graph.ir.device import UNIT
-from reclra_graph.ir.homes import homes
 from reclra_graph.ir.schedule import Action, Lane, Record, Run, Schedule, Slot, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
 from reclra_graph.passes.frees import with_frees
@@ -328,8 +327,7 @@ def _unjoined(tasks: TaskGraph, actions: Sequence[Action], lane_of: Mapping[str,
 
 def _waves(tasks: TaskGraph, lane_of: Mapping[str, int]) -> tuple[tuple[tuple[int, int], ...], ...]:
     """(region, lane) of the targets at each level of the wiring, highest region first."""
-    owner = {f"E[{edge.name}]": edge.target for edge in tasks.plan.edges}
-    lanes = {owner[name]: lane for name, lane in homes(tasks, lane_of).items() if name in owner}
+    lanes = {task.region: lane_of[task.name] for task in tasks.tasks if task.kind == "target"}
     waves: dict[int, list[tuple[int, int]]] = {}
     for number, level in tasks.plan.level.items():
         if level:
