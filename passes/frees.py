@@ -76,7 +76,7 @@ class _Known:
         if isinstance(action, Run):
             done |= self.bit[action.task]
         elif isinstance(action, Wait):
-            done |= 0 if getattr(action, "earlier", False) else self.events.get(action.event, 0)
+            done |= 0 if action.earlier else self.events.get(action.event, 0)
         elif isinstance(action, Record):
             self.events[action.event] = done
         self.lanes[action.lane] = done
