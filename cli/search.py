@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from reclra_graph.errors import Problem, ReclraError, UsageError
-from reclra_graph.options import LOSSES, SYNAPSE_RULES, WIRINGS, Options
+from reclra_graph.options import FORMS, LOSSES, SYNAPSE_RULES, WIRINGS, Options
 
 DEFAULT = Options()
 
@@ -27,6 +27,7 @@ def search_command(
     trials: Annotated[int, typer.Option(help="Trials to end with, those of earlier runs included.")] = 30,
     steps: Annotated[int, typer.Option(help="Training steps of a trial that is not stopped early.")] = 900,
     wirings: Annotated[str, typer.Option(help=f"Choices: {', '.join(WIRINGS)}.")] = "auto,flat,blocks,chain",
+    synapses: Annotated[str, typer.Option(help=f"Choices: auto, {', '.join(FORMS)}.")] = "auto,dense,lowrank(16)",
     rules: Annotated[str, typer.Option(help=f"Choices: {', '.join(SYNAPSE_RULES)}.")] = "eq6,fixed",
     beta: Annotated[str, typer.Option(help="Range LOW:HIGH, or one number.")] = "0.01:1",
     gamma: Annotated[str, typer.Option(help="Range LOW:HIGH, or one number.")] = "0.001:1",
@@ -48,9 +49,9 @@ def search_command(
     try:
         with render.progress() as phase:
             phase("importing torch")
-            work = _prepared(
-                model, data, steps, wirings, rules, beta, gamma, lr, gpus, device, loss, held_out, seed, inputs, out
-            )
+            space = {"wirings": wirings, "synapses": synapses, "rules": rules, "beta": beta, "gamma": gamma, "lr": lr}
+            fixed = {"gpus": gpus, "device": device, "loss": loss}
+            work = _prepared(model, data, steps, space, fixed, held_out, seed, inputs, out)
         with render.trials(trials) as progress:
             text, files = work(trials, progress)
     except KeyboardInterrupt:
@@ -63,9 +64,16 @@ def search_command(
 
 
 def _prepared(
-    model: str, data: Path, steps: int, wirings: str, rules: str, beta: str, gamma: str, lr: str, gpus: int,
-    device: str, loss: str, held_out: float, seed: int, inputs: list[str] | None, out: Path | None,
-) -> Callable[[int, Any], tuple[str, list[Path]]]:  # fmt: skip
+    model: str,
+    data: Path,
+    steps: int,
+    space: dict[str, str],
+    fixed: dict[str, Any],
+    held_out: float,
+    seed: int,
+    inputs: list[str] | None,
+    out: Path | None,
+) -> Callable[[int, Any], tuple[str, list[Path]]]:
     """Everything checked and read; what is left is to run the trials."""
     from reclra_graph import api
     from reclra_graph.ir.device import find_device
@@ -78,9 +86,10 @@ def _prepared(
     def parts(text: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
 
-    space = Space(parts(wirings), parts(rules), beta=span("beta", beta), gamma=span("gamma", gamma), lr=span("lr", lr))
-    fixed = {"gpus": gpus, "device": device, "loss": loss}
-    problems = [*space.problems(), *api.make_options(seed=seed, **fixed).problems(), *find_device(device)[1]]
+    wirings, synapses, rules = (parts(space[name]) for name in ("wirings", "synapses", "rules"))
+    beta, gamma, lr = (span(name, space[name]) for name in ("beta", "gamma", "lr"))
+    chosen = Space(wirings, synapses, rules, beta=beta, gamma=gamma, lr=lr)
+    problems = [*chosen.problems(), *api.make_options(seed=seed, **fixed).problems(), *find_device(fixed["device"])[1]]
     if steps < 1:
         problems.append(Problem("RG405", f"steps is {steps}", "--steps", "Give a whole number of at least 1."))
     if problems:
@@ -95,7 +104,7 @@ def _prepared(
     samples = read_samples(data, first.shape[1:], held_out, seed)
     folder = out if out is not None else Path("build") / f"search-{loaded.name}"
     limits = budget(steps, len(first))
-    plan = study.Search(loaded.name, str(data), tuple(sorted(fixed.items())), space, limits, held_out, seed)
+    plan = study.Search(loaded.name, str(data), tuple(sorted(fixed.items())), chosen, limits, held_out, seed)
 
     def work(trials: int, progress: Any) -> tuple[str, list[Path]]:
         rows = study.search(plan, loaded.model, given, samples, trials, folder, progress)

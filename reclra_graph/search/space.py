@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reclra_graph.errors import Problem, UsageError
-from reclra_graph.options import SYNAPSE_RULES, WIRINGS, Options
+from reclra_graph.options import FORMS, SYNAPSE_RULES, WIRINGS, Options, known_form
 
 
 class Draws(Protocol):
@@ -27,6 +27,7 @@ class Space:
     """
 
     wirings: tuple[str, ...] = ("auto", "flat", "blocks", "chain")
+    synapses: tuple[str, ...] = ("auto", "dense", "lowrank(16)")
     rules: tuple[str, ...] = SYNAPSE_RULES
     gains: tuple[bool, ...] = (False, True)
     beta: tuple[float, float] = (0.01, 1.0)
@@ -42,6 +43,11 @@ class Space:
                 cause = f"{wrong[0]!r} is none of them" if wrong else "there is nothing to choose from"
                 choices = ", ".join(map(repr, allowed))
                 found.append(Problem("RG405", cause, f"--{name}", f"Choose from {choices}, joined by commas."))
+        strange = [item for item in self.synapses if item != "auto" and not known_form(item)]
+        if strange or not self.synapses:
+            cause = f"{strange[0]!r} is none of them" if strange else "there is nothing to choose from"
+            choices = ", ".join(("auto", *FORMS))
+            found.append(Problem("RG405", cause, "--synapses", f"Choose from {choices}, joined by commas."))
         for name, (low, high) in (("beta", self.beta), ("gamma", self.gamma), ("lr", self.lr)):
             if not 0 < low <= high < float("inf"):
                 cause = f"{low:g}:{high:g} is no range of numbers above 0"
@@ -52,6 +58,7 @@ class Space:
         """Options of one trial, by name."""
         drawn: dict[str, Any] = {
             "wiring": trial.suggest_categorical("wiring", self.wirings),
+            "synapse": trial.suggest_categorical("synapse", self.synapses),
             "rule": trial.suggest_categorical("rule", self.rules),
             "gain": trial.suggest_categorical("gain", self.gains),
         }

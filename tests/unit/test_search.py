@@ -97,8 +97,8 @@ def test_ranges() -> None:
         with pytest.raises(UsageError):
             span("beta", text)
     assert Space().problems() == ()
-    wrong = Space(wirings=("round",), rules=(), beta=(1.0, 0.5), lr=(0.0, 1.0))
-    assert [item.place for item in wrong.problems()] == ["--wirings", "--rules", "--beta", "--lr"]
+    wrong = Space(wirings=("round",), synapses=("thick",), rules=(), beta=(1.0, 0.5), lr=(0.0, 1.0))
+    assert [item.place for item in wrong.problems()] == ["--wirings", "--rules", "--synapses", "--beta", "--lr"]
 
 
 def test_rungs_of_a_budget() -> None:
