@@ -45,13 +45,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+MOST = 300_000
+"""Branches of the exact scheduler for each tree, in the proof that no step is shorter by more than 5 %."""
+
+
 def small(graphs: int) -> dict[str, Any]:
     """The planner against the exhaustive search, on the random graphs with seeds 0, 1, 2, …"""
     from tests.property.small_plans import compared
 
     rows = []
     for seed in range(graphs):
-        rows.append(compared(Random(seed)))
+        rows.append(compared(Random(seed), MOST))
         if (seed + 1) % 25 == 0:
             progress(f"{seed + 1} of {graphs} graphs")
     ratios = [row.planned / row.shortest.makespan for row in rows]
@@ -62,7 +66,8 @@ def small(graphs: int) -> dict[str, Any]:
         "gpus, at most": max(row.gpus for row in rows),
         "optimal, proven": optimal,
         "share optimal": round(optimal / graphs, 4),
-        "not decided": sum(not row.shortest.proven for row in rows),
+        "within 5 % of the best, proven": sum(row.near for row in rows),
+        "not decided whether optimal": sum(not row.shortest.proven for row in rows),
         "largest ratio to the shortest known": round(max(ratios), 4),
         "largest ratio to the lower bound where not decided": round(
             max((row.planned / row.shortest.bound for row in rows if not row.shortest.proven), default=1.0), 4

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from random import Random
 
 from reclra_graph.ir.costs import Costs
@@ -164,8 +164,9 @@ def jobs_of(regions: RegionGraph, costs: Costs, parents: dict[int, int]) -> Jobs
     return Jobs(cost, after, tail)
 
 
-def shorter(jobs: Jobs, lanes: int, limit: int) -> int | None | bool:
-    """The makespan of a schedule that ends by ``limit``, None where there is none, False where the search gave up.
+def shorter(jobs: Jobs, lanes: int, limit: int, most: int = NODES) -> int | None | bool:
+    """The makespan of a schedule that ends by ``limit``, None where there is none, False where the search gave up
+    after ``most`` branches.
 
     Jobs are appended in the order of their starts, each as early as it can be: one of these schedules is the best.
     """
@@ -182,7 +183,7 @@ def shorter(jobs: Jobs, lanes: int, limit: int) -> int | None | bool:
         if not ready:
             return True
         nodes += 1
-        if nodes > NODES:
+        if nodes > most:
             return None
         free = tuple(sorted(max(item, now) for item in free))
         if sum(limit - item for item in free) < left:
@@ -249,6 +250,12 @@ def shortest(regions: RegionGraph, costs: Costs, lanes: int, known: int) -> Shor
     return Shortest(best, proven, candidates[0][0])
 
 
+def none_ends_by(regions: RegionGraph, costs: Costs, lanes: int, limit: int, most: int) -> bool:
+    """Whether it is proven that no tree and no schedule ends by ``limit``."""
+    every = (jobs_of(regions, costs, parents) for parents in trees(regions))
+    return all(shorter(jobs, lanes, limit, most) is None for jobs in every if jobs.bound(lanes) <= limit)
+
+
 @dataclass(frozen=True)
 class Compared:
     """What the planner found for a random graph, and the shortest step there is."""
@@ -257,12 +264,19 @@ class Compared:
     gpus: int
     planned: int
     shortest: Shortest
+    near: bool
+    """Whether it is proven that no step is shorter by more than 5 %."""
 
 
-def compared(random: Random) -> Compared:
-    """Plan one random graph with random costs on one to four GPUs."""
+def compared(random: Random, most: int = NODES) -> Compared:
+    """Plan one random graph with random costs on one to four GPUs; ``most`` bounds the proof that it is near the best,
+    where that it is the best is not proven."""
     regions = random_graph(random)
     costs, gpus = random_costs(random, regions), random.randint(1, 4)
     plan = wire(regions, Options(gpus=gpus), costs)
     (planned,) = (item.makespan for item in plan.candidates if item.chosen)
-    return Compared(len(regions.sites), gpus, planned, shortest(regions, costs, gpus, planned))
+    best = shortest(regions, costs, gpus, planned)
+    near = planned <= 1.05 * best.makespan
+    if near and not best.proven:
+        near = none_ends_by(regions, costs, gpus, ceil(planned / 1.05) - 1, most)
+    return Compared(len(regions.sites), gpus, planned, best, near)

@@ -31,8 +31,9 @@ CHUNK = 50
 
 @pytest.mark.parametrize("chunk", range(4))
 def test_plans_are_nearly_always_the_best_there_are(chunk: int) -> None:
-    found = [compared(Random(seed)) for seed in range(CHUNK * chunk, CHUNK * (chunk + 1))]
+    found = [compared(Random(seed), 300_000) for seed in range(CHUNK * chunk, CHUNK * (chunk + 1))]
     for row in found:
+        assert row.near  # proven: no step is shorter by more than 5 %
         assert row.planned >= row.shortest.bound
         assert row.planned <= 1.05 * row.shortest.makespan
     best = [row for row in found if row.shortest.proven and row.planned == row.shortest.makespan]
