@@ -144,6 +144,10 @@ def _losses(regions: RegionGraph, options: Options) -> tuple[Loss, ...]:
         # A map of one position, [B, C, 1, 1], has its classes counted from the end (see rules.loss).
         first = 1 if len(region.shape) == 1 or region.units > region.features else -len(region.shape)
         axis = first if region.axis == 0 else -1
+        if region.features == 1:
+            cause = f"{kind} of the single number {item.label!r} is always 0: there is one class"
+            advice = "Use loss='bce-with-logits' for yes or no, 'mse' for a number, or an output with more classes."
+            raise ModelError(Problem("RG406", cause, region.line or region.name, advice))
         weights = options.class_weights
         if weights and len(weights) != region.features:
             cause = f"there are {len(weights)} class weights for the {region.features} classes of {item.label!r}"

@@ -83,7 +83,7 @@ CODES: dict[str, tuple[str, str]] = {
     "RG403": ("bad-relays", "Name relays by region id or module path, as `reclra explain` and plan.json list them."),
     "RG404": ("bad-wiring", 'Use "auto", "flat", "chain", "blocks", or edges such as ["9->5", "5->4"].'),
     "RG405": ("bad-option", "Use one of the values listed."),
-    "RG406": ("bad-target", "Give targets as the loss expects them."),
+    "RG406": ("loss-misfit", "Choose a loss that fits the output, or change the last layer."),
     "RG407": ("dead-region", "Give the region an incoming error edge, so that it is reached from the output."),
     "RG408": ("error-cycle", "Error edges must form no cycle: an error never returns to its source."),
     "RG409": ("unknown-output", "Use one of the labels that the cause lists, in `output` or in `loss`."),
