@@ -160,7 +160,10 @@ def _flat(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fl
         names.append(name if name not in names else f"{name}_{len(names)}")
     values = tuple(item.detach() for _, item in found)
     batched = tuple(item.dim() > 0 and item.shape[0] == led[0] for item in values)
-    return FlatCall(args, kwargs, tuple(path for path, _ in found), tuple(names), values, batched)
+    paths = tuple(path for path, _ in found)
+    # Fresh tensors everywhere: on the caller's own, an earlier torch.export may have left marks that free its sizes.
+    fresh = dict(zip(paths, values, strict=True))
+    return FlatCall(replaced(args, fresh), replaced(kwargs, fresh), paths, tuple(names), values, batched)
 
 
 def _run_once(model: nn.Module, call: FlatCall) -> tuple[tuple[str, ...], nn.Module]:

@@ -37,10 +37,12 @@ def export_alone(zoo: ZooModel) -> str:
     failure: Exception | None = None
     for free in (True, False):
         twin = copy.deepcopy(zoo.model).train()
-        shapes: Any = pytree.tree_map(_free, zoo.args or zoo.kwargs) if free else None
+        # An export that fails leaves marks on its tensors, which would free the sizes in the next one too.
+        args, kwargs = pytree.tree_map(_fresh, (zoo.args, zoo.kwargs))
+        shapes: Any = pytree.tree_map(_free, args or kwargs) if free else None
         try:
             with hushed(), torch.random.fork_rng(devices=[]):
-                program = torch.export.export(twin, zoo.args, zoo.kwargs or None, dynamic_shapes=shapes, strict=False)
+                program = torch.export.export(twin, args, kwargs or None, dynamic_shapes=shapes, strict=False)
                 program.run_decompositions({})
         except Exception as error:  # a model that cannot be exported has no time to compare with
             failure = error
@@ -48,6 +50,10 @@ def export_alone(zoo: ZooModel) -> str:
         return "free batch" if free else "fixed batch"
     assert failure is not None
     raise failure
+
+
+def _fresh(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _free(value: Any) -> Any:

@@ -75,6 +75,16 @@ def test_rungs(name: str) -> None:
         assert refused.value.codes == ("RG601",)
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.export's
+def test_an_export_that_failed_before_leaves_no_free_sizes() -> None:
+    model = Branch().double()
+    x, target = batch()
+    with pytest.raises(Exception, match="data-dependent"):
+        torch.export.export(copy.deepcopy(model), (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+    graph = agrees(model, x, target).plan.regions.graph
+    assert (graph.frontend, graph.batch) == (RECORD, 4)
+
+
 def test_a_recorded_path_says_so_everywhere(tmp_path: Path) -> None:
     model = record_models.Depth().double()
     x, target = torch.randn(5, 6, dtype=torch.float64), torch.arange(5) % 3
