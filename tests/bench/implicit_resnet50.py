@@ -25,10 +25,10 @@ from tests.bench.record import RESULTS, circumstances, progress, write_json
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; exits with status 2 on wrong usage."""
     parser = argparse.ArgumentParser(description="A flat ResNet-50 with implicit error synapses.")
-    parser.add_argument("--steps", type=int, default=8, help="training steps (default: 8)")
+    parser.add_argument("--steps", type=int, default=12, help="training steps (default: 12)")
     parser.add_argument("--minutes", type=float, default=15.0, help="start no step after so long (default: 15)")
     parser.add_argument("--batch", type=int, default=4, help="images (default: 4)")
-    parser.add_argument("--lr", type=float, default=0.01, help="learning rate (default: 0.01)")
+    parser.add_argument("--lr", type=float, default=0.001, help="learning rate (default: 0.001)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--quick", action="store_true", help="a small ResNet-18: does it run at all")
     parser.add_argument("--out", type=Path, help="the file to write (default: docs/results/implicit-resnet50.json)")
