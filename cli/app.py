@@ -312,10 +312,15 @@ def parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _kappa(text: str) -> dict[Any, float]:
-    """``3=0.5,7=2``; what is no region's number stays a text, which the options refuse."""
-    pairs = [item.partition("=") for item in parts(text)]
-    return {_number(region.strip()): _decimal(value) for region, _, value in pairs}
+def _kappa(text: str) -> dict[Any, Any]:
+    """``3=0.5,7=2``; what is no number stays a text, which the options refuse."""
+    found: dict[Any, Any] = {}
+    for region, _, value in (item.partition("=") for item in parts(text)):
+        try:
+            found[_number(region.strip())] = float(value)
+        except ValueError:
+            found[_number(region.strip())] = value
+    return found
 
 
 def _decimal(text: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reclra_graph.passes.list_schedule import Job, Placed, list_schedule, lower_bound, makespan
+from reclra_graph.passes.list_schedule import Job, Placed, anywhere, list_schedule, lower_bound, makespan
 
 _JOBS = 24
 _STEPS = 4000
@@ -25,7 +25,7 @@ def best_schedule(jobs: Sequence[Job], lanes: int, devices: Sequence[int] = ()) 
     """``list_schedule``, made shorter where there are few jobs, any lane will do, and hand-overs are free."""
     placed = list_schedule(jobs, lanes, devices)
     bound = lower_bound(jobs, lanes)
-    if len(jobs) > _JOBS or any(job.lane is not None or any(job.transfer) for job in jobs):
+    if len(jobs) > _JOBS or not anywhere(jobs):
         return placed
     search = _Search(jobs, min(lanes, len(jobs)))
     while makespan(placed) > bound:

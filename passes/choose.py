@@ -265,15 +265,30 @@ class Planner:
                 f"{row.candidate.name} with {self._time(row.candidate.makespan)}" for row in faster
             )
         for row in equal:
-            reason = "its relays are the model's own" if winner.named.own else "its error paths are shorter"
-            if mine.bytes < row.candidate.bytes:
-                reason = f"it needs less synapse memory ({size(mine.bytes)}, not {size(row.candidate.bytes)})"
-            said += f"; as fast as {row.candidate.name}, chosen since {reason}"
+            said += f"; as fast as {row.candidate.name}, chosen since {self._since(winner, row)}"
         for row in rivals:
             if row.candidate.makespan < mine.makespan:
-                cause = "does not hold the budget" if not row.candidate.fits else "needs other forms to hold the budget"
-                said += f"; {row.candidate.name} with {self._time(row.candidate.makespan)} {cause}"
+                said += f"; {row.candidate.name} with {self._time(row.candidate.makespan)} {self._against(winner, row)}"
+        if winner.share.placement or options.placed:
+            said += "; these makespans are of regions that may run anywhere, before each gets a GPU of its own"
         return said
+
+    def _since(self, winner: Row, row: Row) -> str:
+        """Why the winner was chosen and not a row that is as fast."""
+        mine, other = winner.candidate, row.candidate
+        if winner.key[:2] != row.key[:2]:
+            return f"the other {self._against(winner, row)}"
+        if winner.named.own != row.named.own:
+            return "its relays are the model's own"
+        if mine.bytes != other.bytes:
+            return f"it needs less synapse memory ({size(mine.bytes)}, not {size(other.bytes)})"
+        return "its error paths are shorter" if mine.path < other.path else "it comes first of two that are equal"
+
+    def _against(self, winner: Row, row: Row) -> str:
+        """What speaks against a row that is no slower than the winner."""
+        if not row.named.eligible and winner.named.eligible:
+            return "is not what was asked for"
+        return "does not hold the budget" if not row.candidate.fits else "needs other forms to hold the budget"
 
     def _time(self, value: int) -> str:
         return self.costs.device.shown(value)

@@ -42,6 +42,9 @@ def device_costs(tasks: TaskGraph) -> Costs:
     regions, device, batch = plan.regions, plan.device, plan.batch
     found = Costs(device, device.clock, batch, (), (), (), *_bytes(regions, batch))
     forward, target, update = ([0] * len(regions.regions) for _ in range(3))
+    first_use: dict[str, int] = {}
+    for region in reversed(regions.regions):
+        first_use.update({f"optimise:{key}": region.id for key in region.parameters})
     for task in tasks.tasks:
         if task.kind == "forward":
             forward[task.region] += task.cost
@@ -49,12 +52,15 @@ def device_costs(tasks: TaskGraph) -> Costs:
             target[task.region] += task.cost
         elif task.group == f"update:{task.region}":
             update[task.region] += task.cost
+        elif task.group in first_use:  # shared parameters learn once, when the first region that uses them has learned
+            update[first_use[task.group]] += task.cost
+    buffers = sum(task.cost for task in tasks.tasks if task.kind == "buffer")
     for edge in plan.edges:
         # A target may hold its displacement in the same kernel: what is left is never less than a launch.
         source, hears = regions.regions[edge.source], regions.regions[edge.target]
         sent = found.displace(source.shape, source.axis, hears.shape, hears.axis, edge.form)
         target[edge.target] = max(target[edge.target] - sent, device.nanoseconds(0, 0))
-    return replace(found, forward=tuple(forward), target=tuple(target), update=tuple(update))
+    return replace(found, forward=tuple(forward), target=tuple(target), update=tuple(update), buffers=buffers)
 
 
 def _bytes(regions: RegionGraph, batch: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -5,6 +5,9 @@ Two lists are tried. The first is greedy in time: urgent jobs before the rest, l
 were left open included. The first is right where hand-overs are free and reaches the best makespan in most cases, and
 then nothing else is tried; where a hand-over costs something it does not know of it, and HEFT alone is asked. A
 schedule is never longer than all jobs on one lane.
+
+A lane fetches what its next job reads from other devices itself, one value after the other, and once: this is what the
+emitted step does, and what ``timetable`` says of it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ import heapq
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+NEVER = 1 << 62
+"""Later than anything."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +31,22 @@ class Job:
     urgent: bool = True
     """Urgent jobs (targets: others wait for them) go before the rest (updates: nobody waits for them)."""
     near: str = ""
-    transfer: tuple[int, ...] = ()
-    """For every name in ``after``, what it costs to bring its result to another device; nothing where left out."""
+    reads: tuple[tuple[str, str, int], ...] = ()
+    """(value, the job in ``after`` that makes it, what it costs to fetch it from another device), each value once."""
     lane: int | None = None
     """The lane that it must run on, if any."""
+    beside: str = ""
+    """The job in ``after`` whose lane it must run on, if any; heeded where hand-overs cost something."""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it cannot run on any lane."""
+        return self.lane is not None or bool(self.beside)
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where and when a job runs."""
+    """Where and when a job runs, what it fetches first included."""
 
     lane: int
     start: int
@@ -46,13 +59,18 @@ def list_schedule(jobs: Sequence[Job], lanes: int, devices: Sequence[int] = ()) 
     Jobs must be given in an order in which they can run. ``devices`` holds the device of every lane (one for each, if
     left out): nothing is handed over inside a device. The placed jobs come back by the time at which they start.
     """
-    if all(job.lane is None for job in jobs) and not any(any(job.transfer) for job in jobs):
+    if anywhere(jobs):
         placed = _greedy(jobs, lanes)
         return placed if makespan(placed) <= lower_bound(jobs, lanes) else min(placed, _heft(jobs, lanes), key=makespan)
     spread = _heft(jobs, lanes, devices)
-    if all(job.lane is None for job in jobs):
-        spread = min(spread, _heft(jobs, 1), key=makespan)
+    if not any(job.lane for job in jobs) and sum(job.cost for job in jobs) < makespan(spread):
+        return _heft(jobs, 1)  # nothing is handed over on lane 0
     return spread
+
+
+def anywhere(jobs: Sequence[Job]) -> bool:
+    """Whether every job may run on any lane, and hand-overs are free."""
+    return not any(job.pinned or any(cost for *_, cost in job.reads) for job in jobs)
 
 
 def makespan(placed: Mapping[str, Placed]) -> int:
@@ -167,51 +185,92 @@ def _heft(jobs: Sequence[Job], lanes: int, devices: Sequence[int] = ()) -> dict[
     """Place every job by upward rank, where it ends earliest; of lanes that are equal, its ``near``'s, or the lowest.
 
     The upward rank is the cost of the costliest chain that starts with a job; a hand-over counts with its mean over
-    all pairs of lanes.
+    all pairs of lanes. A job may fill a gap in front of one that fetches the same value; the times are then worked out
+    again, with every value fetched where it is read first.
     """
     device = devices or range(lanes)
     apart = sum(one != other for one in device for other in device)
     followers = _followers(jobs)
     by_name = {job.name: job for job in jobs}
-    costs = {
-        (name, job.name): cost
-        for job in jobs
-        for name, cost in zip(job.after, job.transfer or (0,) * len(job.after), strict=True)
-    }
+    costs: dict[tuple[str, str], int] = {}
+    for job in jobs:
+        for _, name, cost in job.reads:
+            costs[name, job.name] = costs.get((name, job.name), 0) + cost
     rank: dict[str, int] = {}
     for job in reversed(jobs):
-        behind = (costs[job.name, name] * apart // (lanes * lanes) + rank[name] for name in followers[job.name])
+        behind = (
+            costs.get((job.name, name), 0) * apart // (lanes * lanes) + rank[name] for name in followers[job.name]
+        )
         rank[job.name] = job.cost + max(behind, default=0)
     place = {job.name: index for index, job in enumerate(jobs)}
     placed: dict[str, Placed] = {}
     busy: list[list[tuple[int, int]]] = [[] for _ in range(lanes)]
+    held: list[dict[str, int]] = [{} for _ in range(lanes)]
     for job in sorted(jobs, key=lambda item: (-rank[item.name], place[item.name])):
         near = placed[job.near].lane if job.near in placed else -1
         best: tuple[int, bool, int, int] | None = None
-        for lane in range(lanes) if job.lane is None else (job.lane,):
-            ready = 0
-            for name in job.after:
-                if name in by_name:
-                    other = placed[name]
-                    over = costs[name, job.name] if device[other.lane] != device[lane] else 0
-                    ready = max(ready, other.end + over)
-            start = _gap(busy[lane], ready, job.cost)
-            found = (start + job.cost, lane != near, lane, start)
+        ready = max((placed[name].end for name in job.after if name in by_name), default=0)
+        origin = [(value, device[placed[name].lane], cost) for value, name, cost in job.reads]
+        for lane in _lanes(job, lanes, placed):
+            at, here = device[lane], held[lane]
+            # (cost, time from which the lane holds it) of what comes from elsewhere
+            fetched = [(cost, here.get(value, NEVER)) for value, home, cost in origin if home != at]
+            start, end = _gap(busy[lane], ready, job.cost, fetched)
+            found = (end, lane != near, lane, start)
             best = found if best is None else min(best, found)
         assert best is not None
         end, _, lane, start = best
         placed[job.name] = Placed(lane, start, end)
-        if job.cost:
+        here = held[lane]
+        for value, _, _ in origin:
+            here[value] = min(end, here.get(value, end))
+        if end > start:
             insort(busy[lane], (start, end))
     order = sorted(placed, key=lambda name: (placed[name].start, placed[name].end, -rank[name], place[name]))
-    return {name: placed[name] for name in order}
+    return _timed({name: by_name[name] for name in order}, placed, device) if costs else {n: placed[n] for n in order}
 
 
-def _gap(busy: Sequence[tuple[int, int]], ready: int, cost: int) -> int:
-    """The earliest time, from ``ready`` on, at which a lane is free for ``cost``."""
-    start = ready
-    for begin, end in busy:
-        if start + cost <= begin:
+def _lanes(job: Job, lanes: int, placed: Mapping[str, Placed]) -> Sequence[int]:
+    """Where a job may run."""
+    if job.beside:
+        return (placed[job.beside].lane,)
+    return range(lanes) if job.lane is None else (job.lane,)
+
+
+def _gap(busy: Sequence[tuple[int, int]], ready: int, cost: int, fetched: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(start, end) of a job where a lane first has room for it, from ``ready`` on. ``fetched``: what each value from
+    elsewhere costs, and the time from which the lane holds it."""
+    start, end = ready, _end(ready, cost, fetched)
+    for begin, until in busy:
+        if end <= begin:
             break
-        start = max(start, end)
-    return start
+        if until > start:
+            start, end = until, _end(until, cost, fetched)
+    return start, end
+
+
+def _end(start: int, cost: int, fetched: Sequence[tuple[int, int]]) -> int:
+    """When a job ends that starts with what its lane does not hold by then."""
+    for over, since in fetched:
+        if since > start:
+            cost += over
+    return start + cost
+
+
+def _timed(jobs: Mapping[str, Job], placed: Mapping[str, Placed], device: Sequence[int]) -> dict[str, Placed]:
+    """The same jobs on the same lanes in the same order, each as early as it can be."""
+    found: dict[str, Placed] = {}
+    free: dict[int, int] = {}
+    held: dict[int, set[str]] = {}
+    for name, job in jobs.items():
+        lane = placed[name].lane
+        here = held.setdefault(lane, set())
+        start = max([free.get(lane, 0), *(found[other].end for other in job.after if other in found)])
+        end = start + job.cost
+        for value, maker, cost in job.reads:
+            if device[found[maker].lane] != device[lane] and value not in here:
+                here.add(value)
+                end += cost
+        found[name] = Placed(lane, start, end)
+        free[lane] = end
+    return dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].end)))

@@ -2,7 +2,8 @@
 
 Before:  tasks and the order they must keep.
 After:   for every lane a queue, by list scheduling (in the unit-cost model the forward pass runs on lane 0 before it;
-         where costs are times, it is a job of lane 0, and hand-overs between lanes count); Record and Wait wherever a
+         where costs are times, it is a job of lane 0, as buffers are, synapses learn by jobs of their own on the lanes
+         that own them, and hand-overs between lanes count); Record and Wait wherever a
          value crosses lanes and the wait does not follow from an earlier one; Copy for values that cross devices; Free
          for values whose last use the lane that made them knows of; and one order for the host in which no Wait comes
          before its Record. Lane 0 waits for every other lane at the end.
@@ -11,6 +12,7 @@ After:   for every lane a queue, by list scheduling (in the unit-cost model the 
 from __future__ import annotations
 
 from reclra_graph.ir.device import UNIT
+from reclra_graph.ir.homes import brought
 from reclra_graph.ir.schedule import Lane, Schedule, Slot
 from reclra_graph.ir.tasks import Task, TaskGraph
 from reclra_graph.passes.best_schedule import best_schedule
@@ -18,7 +20,7 @@ from reclra_graph.passes.frees import with_frees
 from reclra_graph.passes.list_schedule import Job
 from reclra_graph.passes.pipelined import pipelined
 from reclra_graph.passes.sync import host_order, synchronised
-from reclra_graph.passes.timetable import hand_over, timetable, value_bytes
+from reclra_graph.passes.timetable import timetable, value_bytes
 
 
 def schedule(tasks: TaskGraph, overlap: bool = False) -> Schedule:
@@ -38,13 +40,14 @@ def schedule(tasks: TaskGraph, overlap: bool = False) -> Schedule:
         queues.setdefault(slot.lane, []).extend(groups[slot.group])
         kind, _, region = slot.group.partition(":")
         # Synapses learn on the lane that owns them: with their region's update where it runs there, else at the end.
-        if kind == "update" and placed[_target(tasks, region)].lane == slot.lane:
-            queues[slot.lane].extend(groups.pop(f"synapses:{region}", ()))
+        own = f"synapses:{region}"
+        if kind == "update" and own not in placed and placed[_target(tasks, region)].lane == slot.lane:
+            queues[slot.lane].extend(groups.pop(own, ()))
     for name, members in groups.items():
-        kind, _, rest = name.partition(":")
-        if kind == "synapses":
-            queues[placed[_target(tasks, rest.partition(":")[0])].lane].extend(members)
-    queues[0].extend(groups.get("buffers", ()))
+        if name.startswith("synapses:") and name not in placed:
+            queues[placed[_target(tasks, name.split(":")[1])].lane].extend(members)
+    if "buffers" not in placed:
+        queues[0].extend(groups.get("buffers", ()))
     numbers = {lane: index for index, lane in enumerate(sorted(queues))}
     queues = {numbers[lane]: queue for lane, queue in queues.items()}
     slots = [Slot(slot.group, numbers[slot.lane], slot.start, slot.end) for slot in slots]
@@ -75,26 +78,36 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
     after: dict[str, dict[str, None]] = {name: {} for name in groups}
     for before, behind in tasks.edges:
         first, second = group_of[before], group_of[behind]
-        if first != second and (not _apart(first) or (_timed(tasks) and first == "forward")):
+        if first != second and not _apart(tasks, first):
             after[second][first] = None
     jobs = []
     sizes = value_bytes(tasks) if _timed(tasks) else {}
+    made = {name: task.group for task in tasks.tasks for name in task.writes if "[" not in name}
     for name, members in groups.items():
-        if _apart(name) and not (_timed(tasks) and name == "forward"):
+        if _apart(tasks, name):
             continue
         kind, _, region = name.partition(":")
-        near = _target(tasks, region)
+        near = _target(tasks, region.partition(":")[0])
         if kind == "target":
             near = next((item for item in after[name] if item.startswith("target:")), "")
         elif kind == "optimise":
             near = next(reversed(after[name]), "")
         cost = sum(task.cost for task in members)
-        over: tuple[int, ...] = ()
-        lane = None
+        reads: tuple[tuple[str, str, int], ...] = ()
+        lane, beside = None, ""
         if _timed(tasks):
-            over = tuple(hand_over(tasks, sizes, groups[first], members) for first in after[name])
-            lane = 0 if name in ("forward", f"target:{tasks.plan.regions.output}") else None
-        jobs.append(Job(name, cost, tuple(after[name]), kind == "target", near, over, lane))
+            if name != "forward":
+                after[name]["forward"] = None  # parameters and inputs are where it runs
+            values = dict.fromkeys(value for task in members for value in brought(tasks, task))
+            makers = {value: made.get(value, "forward") for value in values if not value.startswith("E[")}
+            reads = tuple(
+                (value, maker, tasks.plan.device.transfer(sizes.get(value, 0)))
+                for value, maker in makers.items()
+                if maker in after[name]
+            )
+            lane = 0 if name in ("forward", f"target:{tasks.plan.regions.output}", "buffers") else None
+            beside = near if kind == "synapses" else ""
+        jobs.append(Job(name, cost, tuple(after[name]), kind == "target", near, reads, lane, beside))
     return jobs
 
 
@@ -109,9 +122,9 @@ def _target(tasks: TaskGraph, region: str) -> str:
     return f"target:{outputs[0]}" if region.isdigit() and int(region) in outputs else f"target:{region}"
 
 
-def _apart(group: str) -> bool:
-    """Groups that the unit-cost model does not count: they are queued on the lane where they belong."""
-    return group in ("forward", "buffers") or group.startswith("synapses:")
+def _apart(tasks: TaskGraph, group: str) -> bool:
+    """Groups that the unit-cost model does not count: they are no jobs, but queued on the lane where they belong."""
+    return not _timed(tasks) and (group in ("forward", "buffers") or group.startswith("synapses:"))
 
 
 def _waves(tasks: TaskGraph, lane_of: dict[str, int]) -> tuple[tuple[tuple[int, int], ...], ...]:

@@ -14,7 +14,7 @@ import torch
 
 from reclra_graph.ir.operators import TensorType
 from reclra_graph.ir.schedule import Action, Copy, Record, Run, Slot, Wait
-from reclra_graph.ir.tasks import Task, TaskGraph
+from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.passes.calls import sized
 from reclra_graph.passes.names import value_names
 
@@ -37,13 +37,6 @@ def _bytes(kind: TensorType, batch: int) -> int:
     for size in kind.shape:
         entries *= sized(size, batch)
     return entries * torch.empty((), dtype=getattr(torch, kind.dtype), device="meta").element_size()
-
-
-def hand_over(tasks: TaskGraph, sizes: Mapping[str, int], first: Sequence[Task], second: Sequence[Task]) -> int:
-    """What it costs to bring all that one group of tasks makes and another reads to another device."""
-    made = {name for task in first for name in task.writes if "[" not in name}
-    read = {name for task in second for name in task.reads}
-    return sum(tasks.plan.device.transfer(sizes.get(name, 0)) for name in sorted(made & read))
 
 
 @dataclass

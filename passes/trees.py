@@ -6,6 +6,7 @@ After:   pairs sorted by target; every region that learns below the output is a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import networkx as nx
@@ -139,7 +140,7 @@ def explicit(regions: RegionGraph, wiring: str | Iterable[str]) -> tuple[tuple[i
     allowed = set(regions.sites)
     for item in items:
         ends = [part.strip() for part in str(item).split("->")]
-        if len(ends) != 2 or not all(part.isdigit() for part in ends):
+        if len(ends) != 2 or not all(re.fullmatch("[0-9]{1,9}", part) for part in ends):
             problems.append(Problem("RG404", f"{str(item).strip()!r} is not an edge", "wiring"))
             continue
         source, target = int(ends[0]), int(ends[1])

@@ -9,6 +9,8 @@ After:   error edges from the output to every region that learns, each with its 
 
 from __future__ import annotations
 
+import re
+
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
@@ -78,7 +80,8 @@ def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | N
     found: list[int] = []
     problems: list[Problem] = []
     for item in options.relays:
-        number = int(item) if isinstance(item, int) or str(item).isdigit() else by_name.get(str(item), -1)
+        plain = re.fullmatch("[0-9]{1,9}", str(item))
+        number = int(item) if isinstance(item, int) or plain else by_name.get(str(item), -1)
         if number not in allowed:
             known = f"regions 1 to {max(allowed, default=0)}" if allowed else "no regions"
             wrong = "no region below the output"

@@ -4,7 +4,8 @@ Before:  edges with their forms, and costs.
 After:   jobs: a target for every region that an error reaches, with the displacements that it needs; an update for each
          that learns; the learning of its synapses, where that takes time. In front of them all stands the forward pass,
          which takes no time in the unit-cost model and runs on the first lane. Where hand-overs between devices take
-         time, jobs on other lanes wait for the values they read.
+         time, jobs on other lanes fetch the values they read, one after the other and once for each lane, and synapses
+         learn on the lane of their target, as in the schedule that is made of the plan.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ def step_time(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, gpus: i
     very many that hand over values as well."""
     jobs = wiring_jobs(regions, edges, costs)
     if gpus == 1:
-        return sum(costs.forward) + sum(job.cost for job in jobs)
+        return sum(costs.forward) + sum(job.cost for job in jobs) + costs.buffers
     over = costs.transfer(1) > 0
     if over:
         jobs = _handed_over(regions, edges, costs, jobs)
-    before = 0 if over else sum(costs.forward)
+    before = 0 if over else sum(costs.forward) + costs.buffers
     if len(jobs) > (_MANY if quick else _MOST) and (quick or over):
-        return before + appended(jobs, gpus)
+        found = appended(jobs, gpus)
+        return before + (min(found, sum(job.cost for job in jobs)) if over else found)
     return before + makespan(list_schedule(jobs, gpus) if quick or over else best_schedule(jobs, gpus))
 
 
@@ -62,29 +64,32 @@ def appended(jobs: Sequence[Job], lanes: int) -> int:
     """The makespan of a schedule that leaves no gap to fill later: jobs by the costliest chain behind each, where they
     end earliest. Much less work than ``list_schedule``, and seldom much longer."""
     place = {job.name: index for index, job in enumerate(jobs)}
-    before = [
-        [(place[name], over) for name, over in zip(job.after, job.transfer or (0,) * len(job.after), strict=True)]
-        for job in jobs
-    ]
+    before = [[place[name] for name in job.after] for job in jobs]
+    reads = [[(value, place[name], over) for value, name, over in job.reads] for job in jobs]
     rank = [job.cost for job in jobs]
     behind = [0] * len(jobs)
     for index in range(len(jobs) - 1, -1, -1):
         rank[index] += behind[index]
-        for other, over in before[index]:
+        for other in before[index]:
+            over = sum(cost for _, maker, cost in reads[index] if maker == other)
             behind[other] = max(behind[other], rank[index] + over * (lanes - 1) // lanes)
     free, lane_of, ends = [0] * lanes, [0] * len(jobs), [0] * len(jobs)
+    held: list[set[str]] = [set() for _ in range(lanes)]
     for index in sorted(range(len(jobs)), key=lambda item: (-rank[item], item)):
-        cost, pinned = jobs[index].cost, jobs[index].lane
+        job = jobs[index]
+        ready = max((ends[other] for other in before[index]), default=0)
         best, chosen = -1, 0
-        for lane in range(lanes) if pinned is None else (pinned,):
-            start = free[lane]
-            for other, over in before[index]:
-                ready = ends[other] if lane_of[other] == lane else ends[other] + over
-                start = max(start, ready)
-            if best < 0 or start + cost < best:
-                best, chosen = start + cost, lane
+        allowed = range(lanes) if job.lane is None else (job.lane,)
+        for lane in (lane_of[place[job.beside]],) if job.beside else allowed:
+            end = max(free[lane], ready) + job.cost
+            for value, maker, over in reads[index]:
+                if lane_of[maker] != lane and value not in held[lane]:
+                    end += over
+            if best < 0 or end < best:
+                best, chosen = end, lane
         free[chosen] = ends[index] = best
         lane_of[index] = chosen
+        held[chosen].update(value for value, _, _ in reads[index])
     return max(ends, default=0)
 
 
@@ -126,22 +131,37 @@ def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> li
 
 
 def _handed_over(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, jobs: Sequence[Job]) -> list[Job]:
-    """The same behind a forward pass on lane 0, and with what each job on another lane must fetch first: h and z for a
-    target, the region's inputs for an update, errors for both, the synapses themselves for their learning."""
-    read: dict[int, int] = {}
+    """The same behind a forward pass on lane 0, and with what each job on another lane must fetch first: for a target
+    h, z and the errors that it hears, for an update the region's inputs and its own error. Synapses learn where their
+    target was computed, which has all that they read."""
+    inputs: dict[int, list[int]] = {}
     for source, target in regions.flow:
-        read[target] = read.get(target, 0) + costs.output_bytes[source]
-    held: dict[int, int] = {}
+        inputs.setdefault(target, []).append(source)
+    heard: dict[int, list[int]] = {}
     for edge in edges:
-        held[edge.target] = held.get(edge.target, 0) + edge.bytes
+        heard.setdefault(edge.target, []).append(edge.source)
     sent = [costs.transfer(size) for size in costs.output_bytes]
+    output = regions.output
     found = [Job("forward", sum(costs.forward), lane=0)]
     for job in jobs:
         kind, _, text = job.name.partition(":")
         number = int(text)
-        own = {"target": 2 * costs.output_bytes[number], "update": read.get(number, 0)}.get(kind, held.get(number, 0))
-        errors = tuple(sent[int(name.partition(":")[2])] for name in job.after)
-        lane = 0 if job.name == f"target:{regions.output}" else None
-        transfer = (costs.transfer(own), *errors)
-        found.append(Job(job.name, job.cost, ("forward", *job.after), job.urgent, job.near, transfer, lane))
+        reads: list[tuple[str, str, int]] = []
+        if kind == "target":
+            reads = [(f"{value}{number}", "forward", sent[number]) for value in "hz"]
+            errors = heard.get(number, [])
+        elif kind == "update":
+            reads = [(f"z{source}", "forward", sent[source]) for source in inputs.get(number, ())]
+            errors = [number]
+        else:
+            errors = []
+        for source in errors:
+            sender = output if source in regions.outputs else source
+            reads.append((f"e{source}", f"target:{sender}", sent[source]))
+        pinned = 0 if job.name == f"target:{output}" else None
+        beside = job.near if kind == "synapses" else ""
+        after = ("forward", *job.after)
+        found.append(Job(job.name, job.cost, after, job.urgent, job.near, tuple(reads), pinned, beside))
+    if costs.buffers:
+        found.append(Job("buffers", costs.buffers, ("forward", f"target:{output}"), urgent=False, lane=0))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class _Reader:
 
     def _edge(self, item: object, where: str) -> None:
         if isinstance(item, str):
-            self.edges.append("->".join(part.strip() for part in item.split("->")))
+            self.edges.append(_edge_name(item))
         elif isinstance(item, list) and len(item) == 2 and all(_whole(end) for end in item):
             self.edges.append(f"{item[0]}->{item[1]}")
         elif isinstance(item, dict) and _whole(item.get("source")) and _whole(item.get("target")):
@@ -93,7 +94,7 @@ class _Reader:
             self._wrong("its forms are not an object", ": forms")
             return
         for key, form in forms.items():
-            name = "->".join(part.strip() for part in key.split("->"))
+            name = _edge_name(key)
             if name not in self.edges:
                 self._wrong(f"it has a form for {key!r}, which is none of its edges", ": forms")
             elif not isinstance(form, str):
@@ -103,6 +104,11 @@ class _Reader:
 
     def _wrong(self, cause: str, where: str) -> None:
         self.problems.append(Problem("RG441", cause, f"{self.place}{where}"))
+
+
+def _edge_name(text: str) -> str:
+    """``" 09 -> 5"`` as ``"9->5"``."""
+    return "->".join(re.sub("^0+(?=[0-9])", "", part.strip()) for part in text.split("->"))
 
 
 def _whole(value: object) -> bool:

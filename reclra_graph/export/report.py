@@ -161,10 +161,11 @@ def second_lines(seconds: Sequence[tuple[str, float]]) -> Iterator[str]:
 
 
 def baselines(plan: WiringPlan) -> tuple[int | None, int | None]:
-    """(makespan of the chosen wiring on one GPU, makespan of the chain wiring on all), None where not compared."""
+    """(makespan of the chosen wiring on one GPU, makespan of the chain wiring on all), None where not compared: a chain
+    that may run anywhere is no yardstick for regions with GPUs of their own."""
     one = next((candidate.makespan_one for candidate in plan.candidates if candidate.chosen), None)
     chain = next((candidate.makespan for candidate in plan.candidates if candidate.name == "chain"), None)
-    return one, chain
+    return one, None if plan.placement else chain
 
 
 def ratio(before: int, after: int) -> str:

@@ -38,6 +38,8 @@ class Costs:
     parameter_bytes: tuple[int, ...]
     item: int = 4
     """Bytes of one number of a synapse."""
+    buffers: int = 0
+    """Cost of what is left of a step: buffers, such as running statistics, are set on the first device."""
 
     def displace(self, source: Shape, source_axis: int, target: Shape, target_axis: int, form: str) -> int:
         """Cost of d_i = E e_j for one synapse, from region shapes without the batch."""

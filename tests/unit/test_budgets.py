@@ -135,3 +135,17 @@ def test_of_equally_fast_wirings_the_one_that_needs_least_wins() -> None:
 
 def test_options_hold_bytes() -> None:
     assert make_options(synapse_memory="1KiB", gpu_memory=None) == Options(synapse_memory=1024)
+
+
+def test_the_report_says_what_speaks_against_a_faster_wiring() -> None:
+    regions = graph_of(
+        [64, 48, 32, 16, 12, 100], {number: {number - 1} if number > 1 else set() for number in range(1, 7)}
+    )
+    plan = verify(wire(regions, Options(gpus=8, depth=3)))
+    assert "flat with 3 is not what was asked for" in plan.why
+    assert "budget" not in plan.why
+
+
+def test_makespans_of_placed_regions_are_said_to_be_of_others() -> None:
+    assert "before each gets a GPU of its own" in planned(gpus=2, gpu_memory=4_000).why
+    assert "of its own" not in planned(gpus=2).why

@@ -95,6 +95,13 @@ def test_options_reach_the_plan(reclra: Call) -> None:
     ]
 
 
+@pytest.mark.parametrize(("given", "cause"), [("3=x", "'x' for region 3"), ("a=1", "1.0 for region 'a'")])
+def test_a_kappa_that_is_no_number_is_told_as_it_was_given(reclra: Call, given: str, cause: str) -> None:
+    result = reclra("compile", write(GOOD), "--kappa", given, "--json")
+    assert result.status == 2
+    assert result.json()["errors"][0]["cause"] == f"kappa has {cause}"
+
+
 def test_a_device_reaches_the_plan(reclra: Call) -> None:
     result = reclra("compile", write(GOOD), "--device", "v100", "--gpus", "2", "--out", "o", "--json")
     prediction = result.json()["prediction"]

@@ -147,18 +147,22 @@ def job_lists(draw: st.DrawFn) -> list[Job]:
 
 
 def assert_possible(jobs: list[Job], placed: dict[str, Placed], lanes: int, devices: tuple[int, ...] = ()) -> None:
-    """Every job once, on a lane that there is, after what it waits for and the hand-over, none beside another."""
+    """Every job once, on a lane that there is, after what it waits for, with time for what it fetches, none beside
+    another."""
     device = devices or tuple(range(lanes))
     by_name = {job.name: job for job in jobs}
+    held: set[tuple[str, int]] = set()
     assert placed.keys() == by_name.keys()
     for name, item in placed.items():
         job = by_name[name]
         assert 0 <= item.lane < lanes
         assert job.lane in (None, item.lane)
-        assert item.end - item.start == job.cost
-        for other, cost in zip(job.after, job.transfer or (0,) * len(job.after), strict=True):
-            over = cost if device[placed[other].lane] != device[item.lane] else 0
-            assert placed[other].end + over <= item.start
+        assert not job.beside or placed[job.beside].lane == item.lane
+        assert all(placed[other].end <= item.start for other in job.after)
+        fetched = [read for read in job.reads if device[placed[read[1]].lane] != device[item.lane]]
+        over = sum(cost for value, _, cost in fetched if (value, item.lane) not in held)
+        held |= {(value, item.lane) for value, _, _ in fetched}
+        assert item.end - item.start == job.cost + over
     for lane in range(lanes):
         times = sorted((item.start, item.end) for item in placed.values() if item.lane == lane)
         assert all(first[1] <= second[0] for first, second in pairwise(times))
@@ -206,7 +210,10 @@ def test_list_schedule_starts_the_longest_chain_first() -> None:
 @given(job_lists(), st.integers(1, 4), st.data())
 def test_list_schedule_with_hand_overs(jobs: list[Job], lanes: int, data: st.DataObject) -> None:
     costs = st.integers(0, 4)
-    jobs = [replace(job, transfer=tuple(data.draw(costs) for _ in job.after)) for job in jobs]
+    price: dict[str, int] = {}
+    for job in jobs:
+        price |= {job.name: data.draw(costs)}
+    jobs = [replace(job, reads=tuple((f"v{name}", name, price[name]) for name in job.after)) for job in jobs]
     devices = tuple(data.draw(st.integers(0, 1)) for _ in range(lanes)) if data.draw(st.booleans()) else ()
     placed = list_schedule(jobs, lanes, devices)
     assert_possible(jobs, placed, lanes, devices)
@@ -214,22 +221,31 @@ def test_list_schedule_with_hand_overs(jobs: list[Job], lanes: int, data: st.Dat
     assert lower_bound(jobs, lanes) <= makespan(placed) <= sum(job.cost for job in jobs)
     pinned = [replace(job, lane=data.draw(st.integers(0, lanes - 1))) for job in jobs]
     assert_possible(pinned, list_schedule(pinned, lanes, devices), lanes, devices)
+    beside = [replace(job, beside=data.draw(st.sampled_from(("", *job.after)))) for job in jobs]
+    assert_possible(beside, list_schedule(beside, lanes, devices), lanes, devices)
 
 
 def test_a_dear_hand_over_keeps_jobs_together() -> None:
-    jobs = [Job("a", 4), Job("b", 4, ("a",), transfer=(3,)), Job("c", 4, ("a",), transfer=(3,))]
+    jobs = [Job("a", 4), *(Job(name, 4, ("a",), reads=(("v", "a", 3),)) for name in "bc")]
     placed = list_schedule(jobs, 2)
     assert makespan(placed) == 11  # b at once, c over there: 4 + 3 + 4
-    dear = [replace(job, transfer=tuple(9 for _ in job.after)) for job in jobs]
+    dear = [replace(job, reads=tuple((value, name, 9) for value, name, _ in job.reads)) for job in jobs]
     assert {item.lane for item in list_schedule(dear, 2).values()} == {0}
     assert makespan(list_schedule(dear, 2, (0, 0))) == 8  # two lanes of one device hand over for nothing
 
 
 def test_heft_fills_the_gap_that_a_hand_over_leaves() -> None:
-    jobs = [Job("a", 2), Job("b", 6), Job("c", 2, ("a", "b"), transfer=(0, 3)), Job("d", 2, urgent=False)]
+    jobs = [Job("a", 4), Job("b", 6, ("a",), lane=1, reads=(("v", "a", 1),)), Job("d", 3, urgent=False, lane=1)]
     placed = list_schedule(jobs, 2)
-    assert makespan(placed) == 8
-    assert placed["d"].end <= 8
+    assert (placed["d"].start, placed["d"].end) == (0, 3)
+    assert makespan(placed) == 11
+
+
+def test_a_lane_fetches_one_value_after_the_other_and_each_once() -> None:
+    jobs = [Job("a", 1), Job("b", 1), Job("c", 2, ("a", "b"), reads=(("v", "a", 3), ("w", "b", 4)), lane=1)]
+    assert makespan(list_schedule([replace(job, lane=job.lane or 0) for job in jobs], 2)) == 2 + 3 + 4 + 2
+    again = Job("d", 2, ("a", "c"), reads=(("v", "a", 3),), lane=1)
+    assert makespan(list_schedule([*(replace(job, lane=job.lane or 0) for job in jobs), again], 2)) == 13
 
 
 def test_long_updates_do_not_wait_for_all_targets() -> None:

@@ -46,6 +46,12 @@ def test_a_list_of_edges(tmp_path: Path) -> None:
     assert {edge.name for edge in plan.edges} == {"4->3", "3->2", "3->1"}
 
 
+def test_edges_are_known_however_their_numbers_are_written(tmp_path: Path) -> None:
+    content = {"edges": ["04->3", "4->2", "2->01"], "forms": {"4->02": "channel", "2->01": "lowrank(2)"}}
+    plan = planned(tmp_path, content)
+    assert {edge.name: edge.form for edge in plan.edges} == {"4->3": "dense", "4->2": "channel", "2->1": "lowrank(2)"}
+
+
 def test_edges_with_forms(tmp_path: Path) -> None:
     content = {"edges": ["4->3", "4->2", "2->1"], "forms": {"4->2": "channel", "2 -> 1": "lowrank(2)"}}
     plan = planned(tmp_path, content)
