@@ -28,6 +28,7 @@ from reclra_graph.check_model import check_model
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.options import Options
+from reclra_graph.passes.draws import decomposed
 from reclra_graph.passes.mended import mended
 from reclra_graph.passes.opaque import OpaqueCall, watch, with_opaque
 from reclra_graph.passes.places import first_line, user_line
@@ -217,13 +218,13 @@ def _export_free(model: nn.Module, call: FlatCall) -> Traced | None:
         for name, led in zip(names, call.batched, strict=True)
         if led and name in nodes
     )
-    return Traced(program.run_decompositions(_decompositions())) if free else None
+    return Traced(decomposed(program, _decompositions())) if free else None
 
 
 def _export_static(model: nn.Module, call: FlatCall) -> Traced:
     """Export for the example's own batch size."""
     program = torch.export.export(flat_twin(model, call), call.tensors, strict=False)
-    return Traced(program.run_decompositions(_decompositions()))
+    return Traced(decomposed(program, _decompositions()))
 
 
 def _recorded(model: nn.Module, call: FlatCall) -> Traced:

@@ -23,6 +23,7 @@ from torch.fx import Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.node import map_arg
 
+from reclra_graph.passes.draws import draws, without_last_outputs
 from reclra_graph.passes.places import module_of
 from reclra_graph.passes.tape import Interrupted, Out, Rerun, Tape, draws_aside, tensors_in
 from reclra_graph.passes.twin import bare_twin
@@ -81,7 +82,7 @@ def replay(
     except Exception as error:  # an operator that has no functional form
         raise Interrupted(module_of(player.last)[0] if player.last else "") from error
     _take_places(program, {node.name: node for node in held})
-    _without_last_outputs(program, sum(len(tensors_in(node.meta["val"])) for node in aside))
+    without_last_outputs(program, sum(len(tensors_in(node.meta["val"])) for node in aside))
     return program
 
 
@@ -98,7 +99,7 @@ class _Player(Rerun):
         self.last = n
         if n not in self.held:
             value = super().run_node(n)
-            if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
+            if draws(n):
                 self.drawn[n] = value
             return value
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -129,16 +130,6 @@ def _writes(node: Node, value: Node) -> bool:
         return False
     arguments = zip(node.target._schema.arguments, node.args, strict=False)
     return any(given is value and declared.is_write for declared, given in arguments)
-
-
-def _without_last_outputs(program: ExportedProgram, count: int) -> None:
-    """Take back the last results of a program; the operators that made them stay."""
-    if not count:
-        return
-    output = program.graph.output_node()
-    output.args = (tuple(output.args[0][:-count]),)
-    del program.graph_signature.output_specs[-count:]
-    program.graph_module.recompile()
 
 
 def _in_order(tensors: Iterator[Node]) -> Callable[[Node], Node]:

@@ -26,6 +26,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from reclra_graph.passes.draws import draws
 from reclra_graph.passes.patched import patched
 
 
@@ -267,6 +268,6 @@ def draws_aside(tape: Tape) -> list[Node]:
     for node in reversed(tape.graph.graph.nodes):
         if node.op == "output" or node in live:
             live.update(node.all_input_nodes)
-        elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        elif draws(node):
             aside.append(node)
     return aside[::-1]

@@ -35,6 +35,7 @@ from reclra_graph.ir.operators import (
     TorchConstant,
 )
 from reclra_graph.options import Options
+from reclra_graph.passes.draws import draws
 from reclra_graph.passes.opaque import OpaqueCall
 from reclra_graph.passes.places import module_of, source_line
 
@@ -327,7 +328,7 @@ def _parameter_keys(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[s
 def _live(graph: torch.fx.Graph, wanted: set[str]) -> set[torch.fx.Node]:
     """The nodes that an output or a buffer needs, and those that draw random numbers: what is drawn later depends on
     them, even where Python alone read what they gave."""
-    waiting = [node for node in graph.nodes if node.name in wanted or _draws(node)]
+    waiting = [node for node in graph.nodes if node.name in wanted or draws(node)]
     found: set[torch.fx.Node] = set()
     while waiting:
         node = waiting.pop()
@@ -335,10 +336,6 @@ def _live(graph: torch.fx.Graph, wanted: set[str]) -> set[torch.fx.Node]:
             found.add(node)
             waiting.extend(node.all_input_nodes)
     return found
-
-
-def _draws(node: torch.fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _with_parts(operators: list[Operator]) -> tuple[Operator, ...]:

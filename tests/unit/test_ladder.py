@@ -46,6 +46,22 @@ class Branch(nn.Module):
         return logits
 
 
+class Unread(nn.Module):
+    """Draws a dropout's mask and a number of its own that no result is made of, and then a dropout's that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.first, self.second = nn.Dropout(0.5), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.body(x))
+        self.first(hidden).sum()
+        torch.rand(3)
+        logits: Tensor = self.head(self.second(hidden))
+        return logits
+
+
 RUNGS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "any batch": (lambda: mlp(4, 5, 3), EXPORT),
     "one batch size": (LenTaken, STATIC),
@@ -125,6 +141,17 @@ def test_a_rung_that_is_asked_for_gives_the_same_step(make: Callable[[], nn.Modu
     assert found[0][0] == found[1][0]
     for key, value in found[0][1].items():
         assert same(value, found[1][1][key]), key
+
+
+@pytest.mark.parametrize("frontend", ["export", "record"])
+def test_what_is_drawn_and_never_read_is_drawn_all_the_same(frontend: str) -> None:
+    model = Unread().double()
+    x, target = batch(8)
+    step = rg.compile(model, x, frontend=frontend)
+    torch.manual_seed(3)
+    wanted = nn.functional.cross_entropy(copy.deepcopy(model).train()(x), target)
+    torch.manual_seed(3)
+    torch.testing.assert_close(step(x, target), wanted.detach(), rtol=1e-12, atol=0)
 
 
 def test_export_alone_refuses_what_it_cannot_follow() -> None:
