@@ -147,7 +147,7 @@ class CompiledStep:
         if wrong:
             wanted = "a tensor" if len(labels) == 1 else f"a dict of tensors for {', '.join(labels)}"
             raise StepError(Problem("RG602", f"the target is a {type(target).__name__}, not {wanted}", "step()"))
-        goal = goal.detach() if isinstance(goal, Tensor) else {key: item.detach() for key, item in goal.items()}
+        goal = goal.detach() if isinstance(goal, Tensor) else {label: goal[label].detach() for label in labels}
         return [item.detach() for item in given], goal
 
     def settings(self) -> dict[str, Any]:
