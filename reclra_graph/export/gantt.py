@@ -27,8 +27,8 @@ def gantt_svg(schedule: Schedule) -> str:
         f'width="{number(width)}" height="{number(height)}" viewBox="0 0 {number(width)} {number(height)}">',
         '<title id="rg-gt">What each lane does over time</title>',
         f'<desc id="rg-gd">{len(rows)} lanes, {time_text(schedule)}. y7 is the target of region 7, '
-        "W7 its update, z7 its forward pass; y7@2 is that of micro-batch 2. Dotted: the lane waits. A line under a bar: "
-        "it lies on one longest path.</desc>",
+        "W7 its update, z7 its forward pass; y7@2 is that of micro-batch 2. Dotted: the lane waits. "
+        "A line under a bar: it lies on one longest path.</desc>",
     ]
     for lane in schedule.lanes:
         y = _TOP + _ROW * rows[lane.id]

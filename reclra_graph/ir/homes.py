@@ -17,10 +17,11 @@ def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
     """
     found = {name: lane_of.get(task.name, 0) for task in tasks.tasks for name in task.writes if "[" not in name}
     made: dict[int, int] = {}
+    kinds = ("target", "forward") if tasks.plan.placement else ("target",)  # all of a placed region is on its lane
     for task in tasks.tasks:
-        if task.kind == "target":
+        if task.kind in kinds:
             made.setdefault(task.region, lane_of.get(task.name, 0))
-    loss = lane_of.get("loss", 0)  # an output's error is the loss's
+    loss = lane_of.get("loss", 0)  # elsewhere an output's error is the loss's
     found.update({f"E[{name}]": made.get(region, loss) for name, region in tasks.plan.owners.items()})
     if tasks.plan.placement:
         for task in tasks.tasks:
