@@ -73,8 +73,9 @@ class CompiledStep:
     def join(self) -> None:
         """Let the current stream go on only after all lanes. Steps that overlap leave their lanes at work: call this
         before you read parameters or synapses elsewhere, or change them. Others have joined them already."""
-        if self.schedule.overlap and self.device.type == "cuda" and hasattr(self.module, "join"):
-            self.module.join(self.device)
+        if self.schedule.overlap and hasattr(self.module, "join"):
+            for device in self.module.Lanes.left:  # where lane 0 was, which need not hold a parameter
+                self.module.join(device)
 
     def storage(self) -> dict[str, Tensor]:
         """The model's parameters and buffers by key, sharing storage with the model, and the step's constants."""

@@ -182,3 +182,13 @@ def test_the_streams_of_other_gpus_wait_for_the_step_and_it_for_them(options: di
         lanes.end()
     for number in (1, 2):
         assert lanes.queues[number] in usual[Gpu(number)].after
+
+
+def test_a_step_is_joined_wherever_its_first_lane_was() -> None:
+    step = build(*regions("mlp"), gpus=3, overlap_steps=True)
+    step.join()
+    joined: list[Gpu] = []
+    step.module.__dict__["Lanes"].left[Gpu(1)] = None
+    step.module.__dict__["join"] = joined.append
+    step.join()
+    assert joined == [Gpu(1)]
