@@ -36,7 +36,7 @@ def compiled(
         "waves": [_lanes(wave) for wave in schedule.waves],
         "synapse_bytes": plan.synapse_bytes,
         "prediction": {
-            "model": model_note(plan),
+            "model": model_note(schedule),
             "device": plan.device.name,
             "clock": plan.device.clock,
             "makespan": schedule.makespan,

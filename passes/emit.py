@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import prod
 
+from reclra_graph.ir.homes import homes
 from reclra_graph.ir.operators import OPAQUE, Argument, DeviceArgument, Operator, OperatorGraph, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import Region
@@ -48,8 +49,8 @@ def _head(schedule: Schedule, stamp: str) -> str:
     plan = schedule.tasks.plan
     regions = plan.regions
     graph = regions.graph
-    lane_of = {number: lane for wave in schedule.waves for number, lane in wave}
-    synapses = {item.name: (item.shape, item.start, lane_of.get(item.region, 0)) for item in stored(plan)}
+    home = homes(schedule.tasks, {action.task: action.lane for action in schedule.actions if isinstance(action, Run)})
+    synapses = {item.name: (item.shape, item.start, home[f"E[{item.name}]"]) for item in stored(plan)}
     implicit = any(edge.form == "implicit" for edge in plan.edges)
     count = schedule.tasks.micro_batches
     names = list(schedule.tasks.inputs)
@@ -130,7 +131,10 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     for lane, actions in groupby(schedule.actions, key=lambda action: action.lane):
         writer.stretch(lane, list(actions))
     writer.line("")
-    writer.line("return lanes.leave(loss, locals())" if apart(schedule) and schedule.overlap else "return loss")
+    overlap = apart(schedule) and schedule.overlap
+    if len(schedule.lanes) > 1 and not overlap:
+        writer.line("lanes.end()")
+    writer.line("return lanes.leave(loss, locals())" if overlap else "return loss")
     return writer.text(), tuple(writer.first.items())
 
 

@@ -97,7 +97,8 @@ def compile_model(
         tasks = clock.run("place", lambda: verify(placed(tasks, options)))
     timetable = clock.run("schedule", lambda: verify(schedule(tasks, options.overlap_steps)))
     program = clock.run("emit", lambda: verify(emit(timetable)))
-    program = clock.run("memory", lambda: verify(with_peak(program, batch)))
+    whole = -(-batch // options.micro_batches) * options.micro_batches  # the next batch that can be cut
+    program = clock.run("memory", lambda: verify(with_peak(program, whole)))
     return Compilation(program, constants, tuple(clock.seconds.items()))
 
 

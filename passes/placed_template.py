@@ -35,6 +35,8 @@ class Lanes:
             begin = self.queues[0].record_event()
             for queue in self.queues[1:]:
                 queue.wait_event(begin)
+            for queue in self.abroad():  # after what has been done between steps with what lives there
+                queue.wait_stream(torch.cuda.current_stream(queue.device))
 
     @contextlib.contextmanager
     def lane(self, number):
@@ -58,7 +60,11 @@ class Lanes:
         """Let this lane go on only after an event of another; values made there may be read then."""
         if self.cuda:
             self.queues[self.current].wait_event(self.events[event])
-@overlap@
+
+    def abroad(self):
+        """The lanes on other GPUs than lane 0's."""
+        return [queue for queue in self.queues if queue.device != self.queues[0].device]
+@end@
     def here(self, value):
         """A value on this lane's device: itself, or a copy made once."""
         if not self.cuda or value.device == self.queues[self.current].device:
@@ -73,6 +79,13 @@ class Lanes:
                 self.brought[key] = value.to(self.device, non_blocking=True), value
         return self.brought[key][0]
 
+'''
+
+END = '''
+    def end(self):
+        """Let what follows the step on other GPUs wait for the lanes there, too: what lives there may be read then."""
+        for queue in self.abroad() if self.cuda else ():
+            torch.cuda.current_stream(queue.device).wait_stream(queue)
 '''
 
 LEFT = """    left = {}  # device of lane 0 -> what the step before left: its events, each lane's end, its values
@@ -98,9 +111,10 @@ OVERLAP = '''
 
 JOIN = '''
 def join(device):
-    """Let the current stream go on only after all lanes: before parameters are read elsewhere, or changed."""
+    """Let every GPU's current stream go on only after all lanes: before parameters are read elsewhere, or changed."""
     for event in Lanes.left[device][1] if device in Lanes.left else ():
-        torch.cuda.current_stream(device).wait_event(event)
+        for home in {lane_device(lane, device) for lane in range(LANES)}:
+            torch.cuda.current_stream(home).wait_event(event)
 
 '''
 
@@ -152,5 +166,5 @@ def lanes_text(schedule: Schedule) -> str:
         return TOGETHER
     overlap = schedule.overlap
     text = LANES.replace("@left@\n", LEFT + "\n" if overlap else "\n")
-    text = text.replace("@overlap@\n", OVERLAP + "\n" if overlap else "\n")
+    text = text.replace("@end@\n", (OVERLAP if overlap else END) + "\n")
     return text + PLACE + (JOIN if overlap else "")

@@ -59,6 +59,8 @@ class Lanes:
             if device not in self.streams:
                 self.streams[device] = [torch.cuda.Stream(lane_device(lane, device)) for lane in range(1, LANES)]
             self.queues = [torch.cuda.current_stream(device), *self.streams[device]]
+            for queue in self.abroad():  # after what has been done between steps with what lives there
+                queue.wait_stream(torch.cuda.current_stream(queue.device))
 
     @contextlib.contextmanager
     def lane(self, number):
@@ -81,6 +83,15 @@ class Lanes:
             for queue in {torch.cuda.current_stream(other.device) for other in self.queues}:
                 if queue.device != self.queues[self.current].device:  # copies leave on that device's own stream
                     queue.wait_event(self.events[event])
+
+    def abroad(self):
+        """The lanes on other GPUs than lane 0's."""
+        return [queue for queue in self.queues if queue.device != self.queues[0].device]
+
+    def end(self):
+        """Let what follows the step on other GPUs wait for the lanes there, too: what lives there may be read then."""
+        for queue in self.abroad() if self.cuda else ():
+            torch.cuda.current_stream(queue.device).wait_stream(queue)
 
     def here(self, value):
         """A value on this lane's device: itself, or a copy made once."""
@@ -235,7 +246,9 @@ def opaque(module, args, kwargs, through):
 def opaque_vjp(module, run, errors, names):
     """The only use of autograd: from a sub-module's results to its own inputs and parameters, and no further."""
     inputs, results = run
-    ends = [(result, error) for result, error in zip(results, errors) if error is not None and result.requires_grad]
+    ends = [(result, error.to(result.device)) for result, error in zip(results, errors)
+            if error is not None and result.requires_grad]
+    home = next((error.device for error in errors if error is not None), None)
     wanted = [*inputs, *(module.get_parameter(name) for name in names)]
     moving = [value for value in wanted if value.requires_grad]
     found = [None] * len(moving)
@@ -243,6 +256,7 @@ def opaque_vjp(module, run, errors, names):
         found = torch.autograd.grad([end for end, _ in ends], moving, [error for _, error in ends], allow_unused=True)
     left = iter(found)
     found = [next(left) if value.requires_grad else None for value in wanted]
-    return [torch.zeros_like(value) if error is None else error for value, error in zip(wanted, found)]
+    found = [torch.zeros_like(value) if error is None else error for value, error in zip(wanted, found)]
+    return [value.to(home) for value in found]
 
 '''

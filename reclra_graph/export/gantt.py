@@ -27,7 +27,8 @@ def gantt_svg(schedule: Schedule) -> str:
         f'width="{number(width)}" height="{number(height)}" viewBox="0 0 {number(width)} {number(height)}">',
         '<title id="rg-gt">What each lane does over time</title>',
         f'<desc id="rg-gd">{len(rows)} lanes, {time_text(schedule)}. y7 is the target of region 7, '
-        "W7 its update. Dotted: the lane waits. A line under a bar: it lies on one longest path.</desc>",
+        "W7 its update, z7 its forward pass; y7@2 is that of micro-batch 2. Dotted: the lane waits. "
+        "A line under a bar: it lies on one longest path.</desc>",
     ]
     for lane in schedule.lanes:
         y = _TOP + _ROW * rows[lane.id]
@@ -54,7 +55,7 @@ def gantt_svg(schedule: Schedule) -> str:
 
 def slot_region(slot: Slot) -> int | None:
     """Region that a slot's group of tasks is about, if it is about one."""
-    tail = slot.group.rpartition(":")[2]
+    tail = slot.group.partition("@")[0].rpartition(":")[2]
     return int(tail) if tail.isascii() and tail.isdigit() else None
 
 
@@ -99,10 +100,13 @@ def _from_to(schedule: Schedule, span: Span) -> str:
 def _bar(schedule: Schedule, slot: Slot, span: Span, scale: float, y: float) -> str:
     plan = schedule.tasks.plan
     region = slot_region(slot)
-    kind = slot.group.partition(":")[0]
+    group, _, part = slot.group.partition("@")
+    kind = group.partition(":")[0]
     depth = min(plan.level.get(region, 0), DEEPEST) if region is not None else 0
     if region is None:
-        label, words = (kind if kind == "forward" else ""), slot.group
+        label, words = (kind if kind == "forward" else ""), group
+    elif kind == "forward":
+        label, words = f"z{region}", f"forward pass of region {region}"
     elif kind == "target":
         output = region in plan.regions.outputs
         label = f"{'e' if output else 'y'}{region}"
@@ -114,9 +118,11 @@ def _bar(schedule: Schedule, slot: Slot, span: Span, scale: float, y: float) -> 
     x, wide = _LEFT + slot.start * scale, max(2.0, (slot.end - slot.start) * scale - 1)
     focus = "" if region is None else f' data-region="{region}"'
     shape = "rg-target" if kind == "target" else "rg-forward" if kind == "forward" else "rg-update"
+    words += f", micro-batch {part}" if part else ""
     words += ", on a longest path" if span.critical else ""
-    room = 7 * len(label) + 8
-    text = f'<text x="{number(x + wide / 2)}" y="{number(y + 14)}">{escape(label)}</text>' if wide >= room else ""
+    labels = (f"{label}@{part}", label) if part and label else (label,)
+    shown = next((text for text in labels if wide >= 7 * len(text) + 8), "")
+    text = f'<text x="{number(x + wide / 2)}" y="{number(y + 14)}">{escape(shown)}</text>' if shown else ""
     mark = (
         f'<path class="rg-critical" d="M{number(x)} {number(y + _BAR + 2)}h{number(wide + 1)}"/>'
         if span.critical

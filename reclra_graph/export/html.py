@@ -70,7 +70,7 @@ from the output, and what it learns.</p></aside>
 <section aria-labelledby="lanes">
 <h2 id="lanes">Lanes over time</h2>
 <p class="hint">Targets filled, updates outlined, waits dotted, copies grey; a line under a bar: it lies on one longest
-path; {_clock(plan)}.</p>
+path; {_clock(schedule)}.</p>
 <div class="wide" tabindex="0" role="region" aria-label="Lanes over time, scrolls">
 {gantt_svg(schedule)}
 </div>
@@ -140,11 +140,14 @@ def _candidates(plan: WiringPlan) -> str:
 </section>"""
 
 
-def _clock(plan: WiringPlan) -> str:
+def _clock(schedule: Schedule) -> str:
     """What the time axis counts."""
+    plan = schedule.tasks.plan
     if plan.device.clock == "unit":
         return "one time unit is one target or one update"
-    return f"times as predicted for the device {escape(plan.device.name)} and a batch of {plan.batch}"
+    parts = schedule.tasks.micro_batches
+    batch = f"{parts} micro-batches of {plan.batch}" if parts > 1 else f"a batch of {plan.batch}"
+    return f"times as predicted for the device {escape(plan.device.name)} and {batch}"
 
 
 def _candidate(candidate: Candidate, device: Device) -> str:

@@ -104,11 +104,13 @@ def wave_lines(schedule: Schedule) -> Iterator[str]:
         yield f"wave {number} on {count(len(lanes), 'lane')}   " + "   ".join(parts)
 
 
-def model_note(plan: WiringPlan) -> str:
+def model_note(schedule: Schedule) -> str:
     """Which model predicted times come from."""
+    plan, parts = schedule.tasks.plan, schedule.tasks.micro_batches
     if plan.device.clock == "unit":
         return MODEL_NOTE
-    return f"cost model of the device {plan.device.name} for a batch of {plan.batch}; the forward pass is counted"
+    size = f"{parts} micro-batches of {plan.batch}" if parts > 1 else f"a batch of {plan.batch}"
+    return f"cost model of the device {plan.device.name} for {size}; the forward pass is counted"
 
 
 def _short(relays: Sequence[int]) -> str:
@@ -130,7 +132,7 @@ def prediction_lines(schedule: Schedule) -> Iterator[str]:
     """Predicted times and speed-ups, labelled with the model they come from."""
     plan = schedule.tasks.plan
     shown = plan.device.shown
-    yield f"({model_note(plan)})"
+    yield f"({model_note(schedule)})"
     note = gpu_note(schedule)
     if note:
         yield note

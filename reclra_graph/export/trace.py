@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from reclra_graph.export.plan_json import Json
 from reclra_graph.export.spans import category, critical_path, spans
@@ -157,11 +158,14 @@ def _arrows(schedule: Schedule) -> list[Json]:
     """A flow from the slot that makes e_j to the slot that makes the target of i, for every error edge over lanes."""
     device = {lane.id: lane.device for lane in schedule.lanes}
     slots = {slot.group: slot for slot in schedule.slots}
-    makes = {(task.kind, task.region): slots.get(task.group) for task in schedule.tasks.tasks}
+    parts = dict.fromkeys(task.name.partition("@")[2] for task in schedule.tasks.tasks)  # micro-batches
+    makes = {
+        (task.kind, task.region, task.name.partition("@")[2]): slots.get(task.group) for task in schedule.tasks.tasks
+    }
     events: list[Json] = []
-    for edge in schedule.tasks.plan.edges:
-        source = makes.get(("error", edge.source)) or makes.get(("loss", edge.source))
-        target = makes.get(("target", edge.target)) or makes.get(("error", edge.target))
+    for edge, part in product(schedule.tasks.plan.edges, parts):
+        source = makes.get(("error", edge.source, part)) or makes.get(("loss", edge.source, part))
+        target = makes.get(("target", edge.target, part)) or makes.get(("error", edge.target, part))
         if source is None or target is None or source.lane == target.lane:
             continue
         number = len(events) // 2 + 1

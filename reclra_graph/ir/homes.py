@@ -17,10 +17,11 @@ def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
     """
     found = {name: lane_of.get(task.name, 0) for task in tasks.tasks for name in task.writes if "[" not in name}
     made: dict[int, int] = {}
+    kinds = ("target", "forward") if tasks.plan.placement else ("target",)  # all of a placed region is on its lane
     for task in tasks.tasks:
-        if task.kind == "target":
+        if task.kind in kinds:
             made.setdefault(task.region, lane_of.get(task.name, 0))
-    loss = lane_of.get("loss", 0)  # an output's error is the loss's
+    loss = lane_of.get("loss", 0)  # elsewhere an output's error is the loss's
     found.update({f"E[{name}]": made.get(region, loss) for name, region in tasks.plan.owners.items()})
     if tasks.plan.placement:
         for task in tasks.tasks:
@@ -35,15 +36,18 @@ def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
 def brought(tasks: TaskGraph, task: Task) -> tuple[str, ...]:
     """What a task reads that has to be on its own lane's device, in order.
 
-    An optimiser brings what it is given to the parameter's own device, wherever that is. With a placement it runs
-    there, and what it only has to wait for stays where it is.
+    An optimiser brings what it is given to the parameter's own device, wherever that is; what it adds up first has to
+    be on its lane. With a placement it runs where the parameter is, and what it only has to wait for stays where it is;
+    so does the run of an opaque sub-module, always.
     """
-    if not tasks.plan.placement:
-        return () if task.kind == "optimise" else task.reads
+    apart = bool(tasks.plan.placement)
+    runs = {name for call in task.calls if call.function == "opaque_vjp" for name in references(call.args[1:2])}
+    if not apart and task.kind != "optimise":
+        return tuple(name for name in task.reads if name not in runs)
     named = {
         name
         for call in task.calls
-        if call.function != "after"
+        if call.function != "after" and (apart or call.function != "optimise")
         for name in references((*call.args, *(item for _, item in call.kwargs)))
     }
-    return tuple(name for name in task.reads if name in named and name not in task.writes)
+    return tuple(name for name in task.reads if name in named - runs and name not in task.writes)

@@ -73,8 +73,9 @@ class CompiledStep:
     def join(self) -> None:
         """Let the current stream go on only after all lanes. Steps that overlap leave their lanes at work: call this
         before you read parameters or synapses elsewhere, or change them. Others have joined them already."""
-        if self.schedule.overlap and self.device.type == "cuda" and hasattr(self.module, "join"):
-            self.module.join(self.device)
+        if self.schedule.overlap and hasattr(self.module, "join"):
+            for device in self.module.Lanes.left:  # where lane 0 was, which need not hold a parameter
+                self.module.join(device)
 
     def storage(self) -> dict[str, Tensor]:
         """The model's parameters and buffers by key, sharing storage with the model, and the step's constants."""
@@ -147,7 +148,7 @@ class CompiledStep:
         if wrong:
             wanted = "a tensor" if len(labels) == 1 else f"a dict of tensors for {', '.join(labels)}"
             raise StepError(Problem("RG602", f"the target is a {type(target).__name__}, not {wanted}", "step()"))
-        goal = goal.detach() if isinstance(goal, Tensor) else {key: item.detach() for key, item in goal.items()}
+        goal = goal.detach() if isinstance(goal, Tensor) else {label: goal[label].detach() for label in labels}
         return [item.detach() for item in given], goal
 
     def settings(self) -> dict[str, Any]:

@@ -140,6 +140,7 @@ class GraphedStep:
                 with suppress(RuntimeError):  # a capture that failed cannot end well, but it must end
                     cut.end()
                 raise
+            cut.join()
             cut.end()
         torch.cuda.current_stream(device).wait_stream(stream)
         assert cut.finite is not None
@@ -178,6 +179,11 @@ class _Cut:
     def end(self) -> None:
         self.graphs[self.current].capture_end()
 
+    def join(self) -> None:
+        """Join all lanes to the capturing stream, those too that have been given no work since they were forked."""
+        for queue in self.lanes.queues[1:] if self.lanes is not None else ():
+            self.lanes.queues[0].wait_event(queue.record_event())
+
     def check(self, loss: Tensor, *inputs: Tensor) -> None:
         """What the file's own check would look at, for the host to see between the graphs. Lanes that are at work join
         before, and all begin again behind: an event of the first graph has then happened."""
@@ -185,8 +191,7 @@ class _Cut:
         for value in inputs:
             finite = finite & torch.isfinite(value).all()
         self.finite = finite
-        for queue in self.lanes.queues[1:] if self.lanes is not None else ():
-            self.lanes.queues[0].wait_event(queue.record_event())
+        self.join()
         with torch.cuda.stream(self.stream):  # the check may stand on another lane
             self.end()
             self.begin()

@@ -15,7 +15,7 @@ from reclra_graph.errors import StepError, UsageError
 from reclra_graph.runtime import graphed
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.graphed import GraphedStep
-from tests.models import batch_for, build, dropouts, figure1_regions, fresh, mlp
+from tests.models import batch_for, build, dropouts, figure1_regions, fresh, mlp, tagger
 
 
 class Device:
@@ -197,7 +197,7 @@ def test_a_step_is_two_graphs_with_all_lanes_forked_and_joined(cuda: Cuda, optio
     assert step.module.__dict__["check"].__name__ == "check", "the file is as it was"
 
 
-def test_a_lane_that_is_not_joined_is_no_graph(cuda: Cuda) -> None:
+def test_lanes_that_the_step_leaves_apart_are_joined_by_the_graph(cuda: Cuda) -> None:
     step = step_of(cuda, gpus=5)
     lines = step.source.splitlines()
     last = max(number for number, line in enumerate(lines) if line.strip().startswith("wait("))
@@ -206,10 +206,8 @@ def test_a_lane_that_is_not_joined_is_no_graph(cuda: Cuda) -> None:
     step.module.__dict__.update(faked)
     run, (inputs, target) = GraphedStep(step, warmup=0), batch_for(step)
     run(inputs, target)
-    assert "cannot be captured: stream" in run.why
-    run(inputs, target)
-    assert cuda.log.count("begin") == 2, "a capture that failed is not tried again"
-    assert "replay" not in cuda.log
+    assert not run.why
+    assert cuda.log.count("end, 5 streams") == 2
 
 
 def test_shapes_and_rates_are_captured_apart(cuda: Cuda) -> None:
@@ -240,6 +238,17 @@ def test_a_loss_that_is_not_finite_is_refused_between_the_graphs(cuda: Cuda) -> 
     with pytest.raises(StepError, match="RG604"):
         run(inputs, target)
     assert cuda.log.count("replay") == count + 1
+
+
+def test_targets_go_by_their_labels_and_not_by_their_order(cuda: Cuda) -> None:
+    made = tagger()
+    step = on_cuda(fresh(made), cuda)
+    inputs, target = batch_for(made)
+    turned = dict(reversed(target.items()))
+    first, second = step.arguments(inputs, target)[1], step.arguments(inputs, turned)[1]
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert list(first) == list(second)
 
 
 def test_inputs_are_copied_into_the_graphs_own(cuda: Cuda) -> None:

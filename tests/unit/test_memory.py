@@ -44,6 +44,11 @@ def test_every_compilation_has_its_peaks() -> None:
     assert larger.program.digest == step.program.digest
 
 
+def test_an_example_that_cannot_be_cut_is_rounded_up() -> None:
+    ragged, whole = (rg.compile(mlp(8, 16, 4), torch.zeros(size, 8), micro_batches=3) for size in (4, 6))
+    assert ragged.schedule.peak == whole.schedule.peak != ()
+
+
 def test_one_layer_by_hand() -> None:
     step = rg.compile(mlp(8, 3), torch.zeros(16, 8))
     held = 4 * (8 * 3 + 3 + 16 * 8) + 8 * 16  # weight, bias, input; class indices

@@ -20,6 +20,7 @@ from reclra_graph.export.dot import plan_dot, quoted
 from reclra_graph.export.gantt import gantt_svg
 from reclra_graph.export.html import plan_html
 from reclra_graph.export.svg import clip, plan_svg
+from tests.models import build, figure1_regions
 from tests.unit.drawn_cases import CASES, branching, drawn, every_case
 from tests.unit.drawn_plans import FIGURE_1, chain, flat, mlp, residual
 
@@ -116,6 +117,18 @@ def test_html_is_whole_and_loads_nothing(case: str) -> None:
             assert group.get("role") == "button"
             assert group.get("aria-label") == group.findtext(f"{SVG}title")
     ET.fromstring(gantt_svg(schedule))
+
+
+def test_bars_of_micro_batches_say_what_they_are() -> None:
+    step = build(*figure1_regions(), gpus=3, micro_batches=2)
+    chart = gantt_svg(step.schedule)
+    bars = [group for group in ET.fromstring(chart).iter(f"{SVG}g") if group.get("class", "").startswith("rg-slot")]
+    assert len(bars) == len(step.schedule.slots)
+    titles = [bar.findtext(f"{SVG}title") or "" for bar in bars]
+    for region, part in ((3, 1), (9, 2)):
+        assert any(title.startswith(f"update of region {region}, micro-batch {part}") for title in titles)
+    assert all(bar.get("data-region") for bar in bars)
+    assert {bar.findtext(f"{SVG}text") for bar in bars} >= {"y3@1", "W3@2", "e9@1"}
 
 
 def page_data(page: str) -> dict[str, list[dict[str, object]]]:
