@@ -27,7 +27,7 @@ def decomposed(program: ExportedProgram, decompositions: Mapping[Any, Callable[.
         _returned(program, node)
     if aside:
         _count_results(program)
-    result = program.run_decompositions(dict(decompositions))
+    result: ExportedProgram = program.run_decompositions(dict(decompositions))
     without_last_outputs(result, len(aside))
     return result
 
@@ -42,7 +42,7 @@ def without_last_outputs(program: ExportedProgram, count: int) -> None:
     if not count:
         return
     output = program.graph.output_node()
-    output.args = (tuple(output.args[0][:-count]),)  # type: ignore[index, arg-type]
+    output.args = (tuple(output.args[0][:-count]),)
     del program.graph_signature.output_specs[-count:]
     program.graph_module.recompile()
 
@@ -68,7 +68,7 @@ def _returned(program: ExportedProgram, node: Node) -> None:
         first.meta = {**node.meta, "val": value[0]}
         node = first
     output = program.graph.output_node()
-    output.args = ((*output.args[0], node),)  # type: ignore[misc]
+    output.args = ((*output.args[0], node),)
     spec = OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None)
     program.graph_signature.output_specs.append(spec)
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from reclra_graph.bench import checks
 from reclra_graph.bench.loader import load
-from reclra_graph.bench.model import ZooModel, dry_run
+from reclra_graph.bench.model import ZooModel, dry_run, labelled
 from reclra_graph.errors import Problem, ReclraError
 from reclra_graph.passes.quiet import hushed
 from reclra_graph.runtime.compiled import CompiledStep
@@ -88,8 +88,11 @@ class Measurement:
         exact = zoo.to(torch.float64)
         try:
             with hushed():
-                dry_run(exact.model, exact.inputs)
+                results = [value for _, value in labelled(dry_run(exact.model, exact.inputs))]
+            able = all(bool(value.isfinite().all()) for value in results if value.is_floating_point())
         except Exception:  # the model itself mixes in float32
+            able = False
+        if not able:  # or masks with numbers that are finite in float32 only
             exact = zoo
         self.row["reference_dtype"] = str(next(exact.model.parameters()).dtype).removeprefix("torch.")
         with self.stage("reference"):
