@@ -6,11 +6,13 @@ edges, and knows nothing of tasks, lanes or emitted code: it is what those are t
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -43,6 +45,20 @@ def reference_step(
         return _Step(plan, parameters, synapses, inputs, y, modules or {}).run()
 
 
+_Draws: TypeAlias = tuple[Tensor, Any, Any]
+
+
+def _drawing() -> _Draws:
+    """Where torch's, Python's and numpy's random numbers stand."""
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+
+
+def _draw_on(state: _Draws) -> None:
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    numpy.random.set_state(state[2])
+
+
 class _Step:
     def __init__(
         self,
@@ -65,6 +81,7 @@ class _Step:
         self.values: dict[str, Any] = {item.name: value for item, value in zip(self.graph.inputs, inputs, strict=True)}
         for held in self.graph.held:
             self.values[held.name] = parameters[held.key].detach().clone()
+        self.drawn: dict[str, _Draws] = {}
         self.errors: dict[int, Tensor] = {}
         self.displacements: dict[int, list[Tensor]] = {}
         self.deltas: dict[str, Tensor] = {}
@@ -263,7 +280,18 @@ class _Step:
         keys = {item.name: item.key.removeprefix(f"{path}.") for item in self.graph.parameters}
         given = {keys[name]: parameters[name] for name in references(held) if name in parameters}
         named = {str(pair[0]): resolve(pair[1], values, self.device) for pair in kwargs if isinstance(pair, tuple)}
-        result = functional_call(self.modules[path], given, tuple(resolve(args, values, self.device)), named)
+        again = operator.name in self.drawn
+        before = _drawing()
+        if again:  # for its derivative: with the numbers that were drawn, and leaving its buffers alone
+            _draw_on(self.drawn[operator.name])
+            given = {key: item.clone() for key, item in self.modules[path].named_buffers()} | given
+        else:
+            self.drawn[operator.name] = before
+        try:
+            result = functional_call(self.modules[path], given, tuple(resolve(args, values, self.device)), named)
+        finally:
+            if again:
+                _draw_on(before)
         return [item for item in tree_leaves(result) if isinstance(item, Tensor)]
 
     def _call(self, call: Call, error: Tensor) -> Tensor:

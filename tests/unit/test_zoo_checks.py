@@ -55,7 +55,7 @@ def test_a_table_that_forward_makes_again_is_no_state() -> None:
 def test_numpy_draws_the_same_for_the_step_its_oracle_and_the_model() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), Noise(), nn.Tanh(), nn.Linear(6, 3))
-    found = stepped(finished("noisy", model, [(torch.randn(8, 4),)], True), 0)
+    found = stepped(finished("noisy", model, [(torch.randn(8, 4),)], True).to(torch.float64), 0)
     assert found["reference"]["ok"], found
     assert found["forward"]["ok"], found
 
