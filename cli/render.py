@@ -35,6 +35,13 @@ def progress(hidden: bool = False) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(Text(text))
 
 
+def _bar(console: Console, count: str) -> Progress:
+    """A bar with its count before it, and the time and what is done ``now`` behind."""
+    return Progress(
+        TextColumn(count), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"), console=console
+    )
+
+
 @contextmanager
 def counted(total: int) -> Iterator[Callable[[int, int, dict[str, Any] | None, Sequence[str]], None]]:
     """A bar of models done, with a line for each that fails, on standard error; silent where there is no terminal."""
@@ -42,13 +49,7 @@ def counted(total: int) -> Iterator[Callable[[int, int, dict[str, Any] | None, S
     if not console.is_terminal:
         yield lambda done, total, row, names: None
         return
-    columns = (
-        TextColumn("{task.completed}/{task.total}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[now]}"),
-    )
-    with Progress(*columns, console=console) as bar:
+    with _bar(console, "{task.completed}/{task.total}") as bar:
         task = bar.add_task("", total=total, now="")
 
         def show(done: int, total: int, row: dict[str, Any] | None, names: Sequence[str]) -> None:
@@ -68,13 +69,7 @@ def trials(total: int) -> Iterator[Callable[[int, int, Any, int, float | None], 
     if not console.is_terminal:
         yield lambda ended, total, row, step, best: None
         return
-    columns = (
-        TextColumn("trial {task.completed}/{task.total}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[now]}"),
-    )
-    with Progress(*columns, console=console) as bar:
+    with _bar(console, "trial {task.completed}/{task.total}") as bar:
         task = bar.add_task("", total=total, now="")
 
         def show(ended: int, total: int, row: Any, step: int, best: float | None) -> None:

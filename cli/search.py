@@ -51,9 +51,9 @@ def search_command(
             phase("importing torch")
             space = {"wirings": wirings, "synapses": synapses, "rules": rules, "beta": beta, "gamma": gamma, "lr": lr}
             fixed = {"gpus": gpus, "device": device, "loss": loss}
-            work = _prepared(model, data, steps, space, fixed, held_out, seed, inputs, out)
+            work = _prepared(model, data, trials, steps, space, fixed, held_out, seed, inputs, out)
         with render.trials(trials) as progress:
-            text, files = work(trials, progress)
+            text, files = work(progress)
     except KeyboardInterrupt:
         render.note("stopped; run the same command again to go on")
         raise typer.Exit(130) from None
@@ -66,6 +66,7 @@ def search_command(
 def _prepared(
     model: str,
     data: Path,
+    trials: int,
     steps: int,
     space: dict[str, str],
     fixed: dict[str, Any],
@@ -73,10 +74,11 @@ def _prepared(
     seed: int,
     inputs: list[str] | None,
     out: Path | None,
-) -> Callable[[int, Any], tuple[str, list[Path]]]:
+) -> Callable[[Any], tuple[str, list[Path]]]:
     """Everything checked and read; what is left is to run the trials."""
     from reclra_graph import api
     from reclra_graph.ir.device import find_device
+    from reclra_graph.ir.text import digest
     from reclra_graph.model_file import load_model, neighbours
     from reclra_graph.search import study
     from reclra_graph.search.samples import read_samples
@@ -92,6 +94,8 @@ def _prepared(
     problems = [*chosen.problems(), *api.make_options(seed=seed, **fixed).problems(), *find_device(fixed["device"])[1]]
     if steps < 1:
         problems.append(Problem("RG405", f"steps is {steps}", "--steps", "Give a whole number of at least 1."))
+    if trials < 1:
+        problems.append(Problem("RG405", f"trials is {trials}", "--trials", "Give a whole number of at least 1."))
     if problems:
         raise UsageError(problems)
     with neighbours(model):
@@ -102,15 +106,17 @@ def _prepared(
             cause = "the search feeds models that take one tensor; this one takes more"
             raise UsageError(Problem("RG405", cause, model, "Wrap it in a module whose forward() takes one tensor."))
     samples = read_samples(data, first.shape[1:], held_out, seed)
+    # What cannot be compiled at all is told before the folder is made.
+    first_step = api.compile(loaded.model, given, seed=seed, **fixed)
+    clock, named = study.clock(first_step), f"{loaded.name} {digest(first_step.plan.regions)}"
     folder = out if out is not None else Path("build") / f"search-{loaded.name}"
     limits = budget(steps, len(first))
-    plan = study.Search(loaded.name, str(data), tuple(sorted(fixed.items())), chosen, limits, held_out, seed)
+    plan = study.Search(named, f"{data} {samples.digest}", tuple(sorted(fixed.items())), chosen, limits, held_out, seed)
 
-    def work(trials: int, progress: Any) -> tuple[str, list[Path]]:
+    def work(progress: Any) -> tuple[str, list[Path]]:
         rows = study.search(plan, loaded.model, given, samples, trials, folder, progress)
         options = study.best_options(rows)
         best = None if options is None else api.compile(loaded.model, given, seed=seed, **options)
-        clock = "units" if best is None else study.clock(best)
         content = study.results(plan, rows, clock, " ".join(["reclra", *map(shlex.quote, sys.argv[1:])]))
         return study.table(rows, clock), study.write(folder, content, rows, best)
 

@@ -9,7 +9,6 @@ After:   forward tasks region by region, the loss with e_L, and for every region
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from math import prod
@@ -22,6 +21,7 @@ from reclra_graph.ir.tasks import Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.names import value_names
+from reclra_graph.passes.storage import storage_order, stored_by
 from reclra_graph.passes.synapse_calls import FEW, displaced, matrix_learned, sent_on
 from reclra_graph.passes.synapse_calls import learned as learned_by
 from reclra_graph.rules.forms import stored, what_learns, work
@@ -99,7 +99,7 @@ class _Lowering:
         self, name: str, kind: str, region: int, group: str, calls: list[Call], cost: int = 0, flops: int = 0
     ) -> None:
         written = [result for call in calls for result in call.results if result]
-        stored = [_stored(call) for call in calls]
+        stored = [stored_by(call) for call in calls]
         written += [item for item in stored if item]
         read = dict.fromkeys(name for call in calls for name in references(call.args) + references(call.kwargs))
         made = {result for call in calls for result in call.results}
@@ -485,34 +485,6 @@ class _Lowering:
             # Read of the loss: running statistics move only after the loss was found finite.
             calls.append(Call("after", (Ref("loss"),)))
             self._add("buffers", "buffer", 0, "buffers", calls)
-
-
-def _stored(call: Call) -> str:
-    """Storage that a call writes in place, or nothing."""
-    if call.function in ("aten.copy_.default", "optimise"):
-        written = call.args[0]
-        assert isinstance(written, Ref)
-        return written.name
-    return ""
-
-
-def storage_order(tasks: Sequence[Task]) -> tuple[tuple[str, str], ...]:
-    """Order between tasks that touch the same storage, one of them writing: from the order in which they stand."""
-    writer: dict[str, str] = {}
-    readers: dict[str, list[str]] = {}
-    found: dict[tuple[str, str], None] = {}
-    for task in tasks:
-        for name in task.reads:
-            if name in writer and writer[name] != task.name:
-                found[writer[name], task.name] = None
-            readers.setdefault(name, []).append(task.name)
-        for name in task.writes:
-            before = [*readers.get(name, ()), *([writer[name]] if name in writer else [])]
-            for other in before:
-                if other != task.name:
-                    found[other, task.name] = None
-            writer[name], readers[name] = task.name, []
-    return tuple(found)
 
 
 def _flops(graph: OperatorGraph, operator: Operator) -> int:

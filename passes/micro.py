@@ -22,8 +22,8 @@ from reclra_graph.ir.operators import BATCH, Argument, Ref, TensorType, referenc
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.tasks import SEEN, Call, Task, TaskGraph
 from reclra_graph.ir.wiring import Loss
-from reclra_graph.passes.lower import storage_order
 from reclra_graph.passes.names import Namer, value_names
+from reclra_graph.passes.storage import storage_order
 
 _NUMBERS = ("_", "B", "beta", "gamma", "lr")
 _ONCE = ("optimise", "buffer")

@@ -6,6 +6,7 @@ After:   training and held-out samples, split by the seed, the inputs in the sha
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,15 @@ class Samples:
     held_inputs: Tensor
     held_targets: Tensor
 
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits of the samples' values and order: other samples, another digest."""
+        found = hashlib.sha256()
+        for item in (self.inputs, self.targets, self.held_inputs, self.held_targets):
+            found.update(f"{tuple(item.shape)} {item.dtype}".encode())
+            found.update(item.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
 
 def read_samples(source: str | Path, shape: Sequence[int], held_out: float, seed: int) -> Samples:
     """Samples from ``source`` for a model whose input is [B, *shape]; a share ``held_out`` is kept apart.
@@ -43,6 +53,9 @@ def read_samples(source: str | Path, shape: Sequence[int], held_out: float, seed
     inputs, targets = _images(path) if path.is_dir() else _saved(path)
     if len(inputs) != len(targets):
         raise ReclraError(Problem("RG704", f"{len(inputs):,} inputs but {len(targets):,} targets", str(path), _HOW))
+    for name, item in (("inputs", inputs), ("targets", targets)):
+        if item.is_floating_point() and not bool(item.isfinite().all()):
+            raise ReclraError(Problem("RG704", f"its {name} hold values that are not finite", str(path), _HOW))
     if tuple(inputs.shape[1:]) != tuple(shape):
         if math.prod(inputs.shape[1:]) != math.prod(shape):
             cause = f"its samples are {tuple(inputs.shape[1:])}; the model takes {tuple(shape)}"

@@ -70,6 +70,7 @@ def test_samples_are_split_once_and_for_all(samples: Samples, tmp_path: Path) ->
         ([1, 2], (4,), "RG704"),
         ({"inputs": torch.zeros(3, 4), "targets": torch.zeros(2)}, (4,), "RG704"),
         (points(), (5,), "RG704"),
+        ({**points(), "inputs": torch.full((300, 4), float("nan"))}, (4,), "RG704"),
         (points(2), (4,), "RG405"),
     ],
 )
@@ -238,6 +239,28 @@ def test_the_command_writes_what_it_found(reclra: Call) -> None:
     assert f"written: {folder}/best" in result.out
 
 
+def test_a_changed_model_is_another_search(reclra: Call) -> None:
+    torch.save(points(), "samples.pt")
+    command = ("search", "net.py", "--data", "samples.pt", "--trials", "1", "--steps", "2")
+    Path("net.py").write_text(NET, encoding="utf-8")
+    assert reclra(*command).status == 0
+    Path("net.py").write_text(NET.replace("8", "9"), encoding="utf-8")
+    result = reclra(*command)
+    assert result.status == 2
+    assert "RG902" in result.err
+
+
+def test_a_model_that_cannot_learn_leaves_no_folder(reclra: Call) -> None:
+    Path("net.py").write_text(
+        HEAD + "model = nn.Sequential()\nexample_inputs = (torch.zeros(6, 4),)\n", encoding="utf-8"
+    )
+    torch.save(points(), "samples.pt")
+    result = reclra("search", "net.py", "--data", "samples.pt")
+    assert result.status == 1
+    assert "RG301" in result.err
+    assert not Path("build").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -245,6 +268,7 @@ def test_the_command_writes_what_it_found(reclra: Call) -> None:
         (("--data", "samples.pt", "--wirings", "round"), "RG405"),
         (("--data", "samples.pt", "--beta", "big"), "RG405"),
         (("--data", "samples.pt", "--steps", "0"), "RG405"),
+        (("--data", "samples.pt", "--trials", "0"), "RG405"),
         (("--data", "samples.pt", "--held-out", "1"), "RG405"),
         (("--data", "samples.pt", "--loss", "hinge"), "RG405"),
     ],
