@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.export.report import size
@@ -24,6 +25,7 @@ from reclra_graph.options import Options, Wired
 from reclra_graph.passes.bottlenecks import narrow_cuts, narrow_dominators
 from reclra_graph.passes.gpu_memory import Shares, room, shares
 from reclra_graph.passes.improve import Search
+from reclra_graph.passes.place import divided, handed_over
 from reclra_graph.passes.synapse_forms import OTHER, OVER, Fitted, SynapseForms
 from reclra_graph.passes.trees import (
     Parents,
@@ -40,6 +42,9 @@ from reclra_graph.passes.trees import (
 )
 from reclra_graph.passes.wired import synapse_problems
 from reclra_graph.passes.wiring_jobs import levels, step_time
+
+Placement = tuple[tuple[int, int], ...]
+"""(region, GPU) for every region; empty where regions run anywhere."""
 
 _STARTS = 3
 _FEW = 40
@@ -91,6 +96,7 @@ class Planner:
         self.limited = options.synapse_memory is not None or options.gpu_memory is not None
         self.depth = options.depth if isinstance(options.depth, int) else None
         self.searches = options.wiring == "auto" and relays is None and (costs.clock != "unit" or self.limited)
+        self.given = options.wiring.placement if isinstance(options.wiring, Wired) else ()
 
     def choose(self) -> Choice:
         """The best wiring. Raises ModelError (RG440) where none holds the budgets."""
@@ -108,42 +114,64 @@ class Planner:
 
     def row(self, named: Named, fitted: Fitted | None = None) -> Row:
         """The figures of a wiring."""
-        share = None
+        share = Shares(placement=self.given)
         if fitted is None:
             fitted = self.forms.fitted(named.pairs)
         if self.options.gpu_memory is not None:
             fitted, share = self._within(named, fitted)
+            share = self._quickest(fitted, share)
         level = levels(self.regions.outputs, named.pairs)
         candidate = Candidate(
             named.name,
             max(level.values(), default=0),
             tuple(sorted({source for source, _ in named.pairs if source not in self.regions.outputs})),
-            step_time(self.regions, fitted.edges, self.costs, self.options.gpus),
+            self._makespan(fitted, share),
             step_time(self.regions, fitted.edges, self.costs, 1),
             fitted.bytes,
             sum(level.values()),
         )
         if self.searches or self.limited:
             forms = tuple(sorted(Counter(edge.form for edge in fitted.edges).items()))
-            fits = fitted.rank != OVER and (share is None or share.fits)
-            candidate = replace(candidate, forms=forms, fits=fits)
-        return Row(named, fitted, candidate, share or Shares())
+            candidate = replace(candidate, forms=forms, fits=fitted.rank != OVER and share.fits)
+        return Row(named, fitted, candidate, share)
+
+    def _makespan(self, fitted: Fitted, share: Shares) -> int:
+        return step_time(self.regions, fitted.edges, self.costs, self.options.gpus, placement=share.placement)
 
     def _within(self, named: Named, fitted: Fitted) -> tuple[Fitted, Shares]:
         """Forms under which every GPU has room enough: the budget for synapses shrinks until it has."""
         limit = self.options.gpu_memory
         assert limit is not None
-        share = shares(self.regions, fitted.edges, self.costs, self.options.gpus, limit)
+        share = self._shares(fitted, self.given)
         budget = fitted.bytes
         while not share.fits and budget > 0:
             # A synapse counts twice, itself and its update; below an eighth, what is left would be smallest forms.
             excess = max(1, (share.largest - limit) // 2, fitted.bytes // 8)
             budget = budget - excess if budget > excess else 0
             smaller = self.forms.fitted(named.pairs, budget)
-            found = shares(self.regions, smaller.edges, self.costs, self.options.gpus, limit)
             fitted = replace(smaller, rank=min(smaller.rank, OTHER))
-            share = found
+            share = self._shares(smaller, self.given)
         return fitted, share
+
+    def _shares(self, fitted: Fitted, placement: Placement) -> Shares:
+        limit = self.options.gpu_memory
+        assert limit is not None
+        return shares(self.regions, fitted.edges, self.costs, self.options.gpus, limit, placement)
+
+    def _quickest(self, fitted: Fitted, share: Shares) -> Shares:
+        """Where regions must be shared out, the quicker of two ways that GPUs have room for: memory even, or work."""
+        if self.given or not share.placement or not share.fits:
+            return share
+        even = self._shares(fitted, self.even)
+        return min((share, even) if even.fits else (share,), key=lambda item: self._makespan(fitted, item))
+
+    @cached_property
+    def even(self) -> Placement:
+        """The regions in stretches of about as much work each."""
+        costs = self.costs
+        work = [sum(item) for item in zip(costs.forward, costs.target, costs.update, strict=True)]
+        stages = divided(work[1:], handed_over(self.regions)[1:], self.options.gpus)
+        return ((0, 0), *enumerate(stages, start=1))
 
     # -- what is considered -------------------------------------------------------------------------------------------
 
@@ -154,7 +182,7 @@ class Planner:
         yardsticks = [replace(direct, eligible=False), chained]
         wiring = options.wiring
         if isinstance(wiring, Wired):
-            pairs = explicit(regions, wiring.edges)
+            pairs = explicit(regions, wiring.edges, wiring.place)
             problems = synapse_problems(regions, options, self.forms)
             if problems:
                 raise ModelError(problems)
@@ -244,7 +272,7 @@ class Planner:
             cause = f"the error synapses take {exact(least.bytes)} at least, not {exact(self.options.synapse_memory)}"
             return Problem("RG440", cause, "synapse_memory", f"Give synapse_memory {least.bytes} or more.")
         assert limit is not None
-        need = min(shares(self.regions, item.edges, self.costs, self.options.gpus, limit).largest for item in fits)
+        need = min(self._shares(item, self.given).largest for item in fits)
         gpus = f"{self.options.gpus} GPU" + ("s" if self.options.gpus > 1 else "")
         cause = f"on {gpus} one holds {exact(need)} at least, not {exact(limit)}"
         return Problem("RG440", cause, "gpu_memory", f"Give gpu_memory {need} or more, or more GPUs.")
@@ -269,7 +297,7 @@ class Planner:
         for row in rivals:
             if row.candidate.makespan < mine.makespan:
                 said += f"; {row.candidate.name} with {self._time(row.candidate.makespan)} {self._against(winner, row)}"
-        if winner.share.placement or options.placed:
+        if options.placed and not winner.share.placement:
             said += "; these makespans are of regions that may run anywhere, before each gets a GPU of its own"
         return said
 

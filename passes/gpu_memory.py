@@ -3,6 +3,7 @@
 Before:  regions, edges with their forms, and how many GPUs.
 After:   where one GPU has room for everything, nothing is placed (the forward pass runs on lane 0). Else the regions in
          their order are cut into as many stretches as there are GPUs, so that the largest is as small as can be.
+         A placement that is given is measured as it is.
 """
 
 from __future__ import annotations
@@ -42,9 +43,21 @@ def room(regions: RegionGraph, costs: Costs, gpus: int, limit: int) -> int:
     return max(0, gpus * limit - sum(region_bytes(regions, (), costs))) // 2
 
 
-def shares(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, gpus: int, limit: int) -> Shares:
+def shares(
+    regions: RegionGraph,
+    edges: Sequence[Edge],
+    costs: Costs,
+    gpus: int,
+    limit: int,
+    placement: Sequence[tuple[int, int]] = (),
+) -> Shares:
     """How a step would share out its memory among ``gpus``, each with ``limit`` bytes."""
     needed = region_bytes(regions, edges, costs)
+    if placement:
+        held = [0] * gpus
+        for number, gpu in placement:
+            held[gpu] += needed[number]
+        return Shares(max(held) <= limit, max(held), tuple(placement))
     if sum(needed) <= limit:
         return Shares(True, sum(needed))
     low, high = max(needed), sum(needed)

@@ -132,8 +132,10 @@ def reachable(regions: RegionGraph) -> dict[int, set[int]]:
     return ahead
 
 
-def explicit(regions: RegionGraph, wiring: str | Iterable[str]) -> tuple[tuple[int, int], ...]:
-    """Edges given as ``"9->5"``; checked for everything that can be wrong with them."""
+def explicit(
+    regions: RegionGraph, wiring: str | Iterable[str], place: str = "wiring"
+) -> tuple[tuple[int, int], ...]:
+    """Edges given as ``"9->5"``; checked for everything that can be wrong with them. ``place``: where they stand."""
     items = wiring.replace(";", ",").split(",") if isinstance(wiring, str) else list(wiring)
     problems: list[Problem] = []
     pairs: list[tuple[int, int]] = []
@@ -141,35 +143,35 @@ def explicit(regions: RegionGraph, wiring: str | Iterable[str]) -> tuple[tuple[i
     for item in items:
         ends = [part.strip() for part in str(item).split("->")]
         if len(ends) != 2 or not all(re.fullmatch("[0-9]{1,9}", part) for part in ends):
-            problems.append(Problem("RG404", f"{str(item).strip()!r} is not an edge", "wiring"))
+            problems.append(Problem("RG404", f"{str(item).strip()!r} is not an edge", place))
             continue
         source, target = int(ends[0]), int(ends[1])
         unknown = [number for number in (source, target) if number not in allowed]
         if unknown:
             problems.append(
-                Problem("RG404", f"edge {item}: there is no region {unknown[0]} with error neurons", "wiring")
+                Problem("RG404", f"edge {item}: there is no region {unknown[0]} with error neurons", place)
             )
         elif target in regions.outputs:
             problems.append(
-                Problem("RG404", f"edge {item} leads into the output, whose error comes from the loss", "wiring")
+                Problem("RG404", f"edge {item} leads into the output, whose error comes from the loss", place)
             )
         elif (source, target) in pairs:
-            problems.append(Problem("RG404", f"edge {item} is given twice", "wiring"))
+            problems.append(Problem("RG404", f"edge {item} is given twice", place))
         else:
             pairs.append((source, target))
     if not problems:
-        problems = _unsound(regions, pairs)
+        problems = _unsound(regions, pairs, place)
     if problems:
         raise ModelError(problems)
     return tuple(sorted(pairs, key=lambda pair: (pair[1], pair[0])))
 
 
-def _unsound(regions: RegionGraph, pairs: Sequence[tuple[int, int]]) -> list[Problem]:
+def _unsound(regions: RegionGraph, pairs: Sequence[tuple[int, int]], place: str) -> list[Problem]:
     wires = nx.DiGraph(list(pairs))
     wires.add_nodes_from(regions.outputs)
     if not nx.is_directed_acyclic_graph(wires):
         cycle = " -> ".join(str(edge[0]) for edge in nx.find_cycle(wires))
-        return [Problem("RG408", f"the error edges form a cycle: {cycle}", "wiring")]
+        return [Problem("RG408", f"the error edges form a cycle: {cycle}", place)]
     reached = {number for output in regions.outputs for number in nx.descendants(wires, output)}
     dead = [region for region in supported(regions) if region.id not in reached]
     unfed = sorted({source for source, _ in pairs if source not in regions.outputs and source not in reached})
@@ -177,7 +179,7 @@ def _unsound(regions: RegionGraph, pairs: Sequence[tuple[int, int]]) -> list[Pro
         Problem("RG407", f"no error reaches region {region.id} ({region.name})", region.line or region.name)
         for region in dead
     ] + [
-        Problem("RG407", f"no error reaches region {number}, which should send one on", "wiring")
+        Problem("RG407", f"no error reaches region {number}, which should send one on", place)
         for number in unfed
         if number not in {region.id for region in dead}
     ]

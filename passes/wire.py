@@ -15,11 +15,11 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
 from reclra_graph.ir.wiring import Loss, Rates, WiringPlan
-from reclra_graph.options import Options
+from reclra_graph.options import Options, Wired
 from reclra_graph.passes.choose import Planner
 from reclra_graph.passes.costs import unit_costs
 from reclra_graph.passes.trees import supported
-from reclra_graph.passes.wired import model_problems
+from reclra_graph.passes.wired import model_problems, placement_problems
 from reclra_graph.rules.forms import asked_for
 from reclra_graph.rules.operators import STEPS, short
 
@@ -28,12 +28,13 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     """The wiring plan; ``costs`` are those of the unit-cost model unless given.
 
     Raises ModelError with all that is wrong about depth, relays, edges, their forms and budgets (RG304, RG402 to RG408,
-    RG440, RG442, RG605).
+    RG440, RG442, RG443, RG605).
     """
     costs = unit_costs(regions) if costs is None else costs
     relays, problems = _relays(regions, options)
     problems += _depth_problems(regions, options) + _kappa_problems(regions, options)
-    problems += _strict_problems(regions, options) + model_problems(regions, options)
+    problems += _strict_problems(regions, options)
+    problems += model_problems(regions, options) or placement_problems(regions, options)
     if problems:
         raise ModelError(problems)
     planner = Planner(regions, options, costs, relays)
@@ -68,7 +69,8 @@ def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | N
     if options.relays is None:
         return None, []
     if options.wiring != "auto":
-        cause = f"relays were given together with {options.wiring!r} wiring, which has relays of its own or none"
+        wiring = f"the wiring of {options.wiring.place}" if isinstance(options.wiring, Wired) else repr(options.wiring)
+        cause = f"relays were given together with {wiring}, which has relays of its own or none"
         return None, [Problem("RG403", cause, "relays", "Leave out one of the two.")]
     by_name: dict[str, int] = {}
     for region in regions.regions:

@@ -1,6 +1,9 @@
-"""A wiring from a file, against the model: its digest, and the form, rule and shape of every synapse."""
+"""A wiring from a file, against the model: its digest, where its regions live, and the form, rule and shape of every
+synapse."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.regions import RegionGraph
@@ -15,6 +18,27 @@ def model_problems(regions: RegionGraph, options: Options) -> list[Problem]:
         return []
     cause = f"the plan is for regions with the digest {wired.model}; this model's have {regions.digest}"
     return [Problem("RG605", cause, wired.place, "Give the plan of this model, or only its edges as a list.")]
+
+
+def placement_problems(regions: RegionGraph, options: Options) -> list[Problem]:
+    """Regions that are placed on no GPU, on several, or on one that there is not; and regions that there are not."""
+    wired = options.wiring
+    if not isinstance(wired, Wired) or not wired.placement:
+        return []
+    counts = Counter(number for number, _ in wired.placement)
+    causes = [
+        f"region {number} is placed {counts[number]} times, not once"
+        for number in range(len(regions.regions))
+        if counts[number] != 1
+    ]
+    causes += [f"there is no region {number} to place" for number in counts if not 0 <= number < len(regions.regions)]
+    last = options.gpus - 1
+    causes += [
+        f"region {number} is placed on GPU {gpu}, but there {'is GPU 0 only' if not last else f'are GPUs 0 to {last}'}"
+        for number, gpu in wired.placement
+        if not 0 <= gpu <= last
+    ]
+    return [Problem("RG443", cause, wired.place) for cause in causes]
 
 
 def synapse_problems(regions: RegionGraph, options: Options, forms: SynapseForms) -> list[Problem]:

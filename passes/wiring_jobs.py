@@ -5,12 +5,13 @@ After:   jobs: a target for every region that an error reaches, with the displac
          that learns; the learning of its synapses, where that takes time. In front of them all stands the forward pass,
          which takes no time in the unit-cost model and runs on the first lane. Where hand-overs between devices take
          time, jobs on other lanes fetch the values they read, one after the other and once for each lane, and synapses
-         learn on the lane of their target, as in the schedule that is made of the plan.
+         learn on the lane of their target, as in the schedule that is made of the plan. Where every region lives on a
+         GPU of its own, so do its jobs, and the forward pass goes from GPU to GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import networkx as nx
 
@@ -44,12 +45,22 @@ def edge_cost(regions: RegionGraph, edge: Edge, costs: Costs) -> tuple[int, int]
     return costs.displace(*ends), costs.learn(*ends) if edge.rule != "fixed" else 0
 
 
-def step_time(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, gpus: int, quick: bool = False) -> int:
-    """The makespan of one step; ``quick``: without a search for the best schedule. Of many jobs by ``appended``, and of
-    very many that hand over values as well."""
+def step_time(
+    regions: RegionGraph,
+    edges: Sequence[Edge],
+    costs: Costs,
+    gpus: int,
+    quick: bool = False,
+    placement: Sequence[tuple[int, int]] = (),
+) -> int:
+    """The makespan of one step; ``quick``: without a search for the best schedule; ``placement``: (region, GPU) where
+    regions may not run anywhere. Of many jobs by ``appended``, and of very many that hand over values as well."""
     jobs = wiring_jobs(regions, edges, costs)
     if gpus == 1:
         return sum(costs.forward) + sum(job.cost for job in jobs) + costs.buffers
+    if placement:
+        jobs = _placed(regions, edges, costs, jobs, dict(placement))
+        return appended(jobs, gpus) if len(jobs) > _MOST else makespan(list_schedule(jobs, gpus))
     over = costs.transfer(1) > 0
     if over:
         jobs = _handed_over(regions, edges, costs, jobs)
@@ -164,4 +175,39 @@ def _handed_over(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, jobs
         found.append(Job(job.name, job.cost, after, job.urgent, job.near, tuple(reads), pinned, beside))
     if costs.buffers:
         found.append(Job("buffers", costs.buffers, ("forward", f"target:{output}"), urgent=False, lane=0))
+    return found
+
+
+def _placed(
+    regions: RegionGraph, edges: Sequence[Edge], costs: Costs, jobs: Sequence[Job], gpu: Mapping[int, int]
+) -> list[Job]:
+    """The same behind a forward pass that visits every region where it lives, each job on the GPU of its region: what
+    crosses are representations on their way forward, and errors."""
+    inputs: dict[int, list[int]] = {}
+    for source, target in regions.flow:
+        inputs.setdefault(target, []).append(source)
+    heard: dict[int, list[int]] = {}
+    for edge in edges:
+        heard.setdefault(edge.target, []).append(edge.source)
+    sent = [costs.transfer(size) for size in costs.output_bytes]
+    found = []
+    for region in regions.regions:
+        sources = inputs.get(region.id, [])
+        reads = tuple((f"z{source}", f"forward:{source}", sent[source]) for source in sources)
+        after = tuple(f"forward:{source}" for source in sources)
+        found.append(Job(f"forward:{region.id}", costs.forward[region.id], after, reads=reads, lane=gpu[region.id]))
+    for job in jobs:
+        kind, _, text = job.name.partition(":")
+        number = int(text)
+        own = list(regions.outputs) if number == regions.output else [number]
+        errors = heard.get(number, []) if kind == "target" else []
+        senders = [(source, regions.output if source in regions.outputs else source) for source in errors]
+        after = (*job.after, *(f"forward:{item}" for item in own))
+        fetched = tuple((f"e{source}", f"target:{sender}", sent[source]) for source, sender in senders)
+        if kind == "target" and number == regions.output:  # the loss is where the last output is
+            fetched = tuple((f"h{item}", f"forward:{item}", sent[item]) for item in own)
+        found.append(Job(job.name, job.cost, after, job.urgent, reads=fetched, lane=gpu[number]))
+    if costs.buffers:
+        after = (f"target:{regions.output}",)
+        found.append(Job("buffers", costs.buffers, after, urgent=False, lane=gpu[regions.output]))
     return found

@@ -69,7 +69,8 @@ def compile(  # named as torch.compile is
         where the model allows it. example_kwargs: keyword arguments beside positional ones.
     gpus: lanes to schedule for. depth: longest error path in edges, or "auto". relays: regions (ids or module paths)
         that pass errors on. wiring: "auto", "flat", "chain", "blocks", edges as "9->5" or (9, 5), or the path of a
-        .json file: a list of edges, {"edges": [...], "forms": {"9->5": "channel"}}, or a plan.json, edited or not.
+        .json file: a list of edges, {"edges": [...], "forms": {"9->5": "channel"}, "placement": [[9, 1], ...]} with
+        the GPU of every region if they shall have one, or a plan.json, edited or not.
     synapse_memory: what all error synapses may take, in bytes or as "2GiB"; forms that need less are chosen until they
         fit. By default four times the parameters or 256 MiB. gpu_memory: the same for each GPU and everything on it.
     rule: learning of the error synapses, "eq6" or "fixed". beta, gamma: β and γ of the rule. kappa: region id → κ_i.

@@ -98,6 +98,7 @@ CODES: dict[str, tuple[str, str]] = {
         'Give a list of edges, an object {"edges": [...], "forms": {...}}, or a plan.json.',
     ),
     "RG442": ("bad-synapse", "Give each edge a form that fits it, a known rule, and the shape of that form or none."),
+    "RG443": ("bad-placement", "Place every region once, on a GPU below `--gpus`; or leave the placement out."),
     "RG450": (
         "uncuttable-batch",
         "Leave micro_batches at 1, or give a model whose batch size is free and comes first.",

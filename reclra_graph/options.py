@@ -27,7 +27,7 @@ class Wired:
 
     ``place`` names the file. ``edges`` are ``"9->5"``; ``forms``, ``rules`` and ``shapes`` hold (edge, what the file
     says of its synapse) where it says so. ``model`` is the digest of the regions that a plan.json was made for, or
-    empty.
+    empty. ``placement``: (region, GPU), where the file says which region lives where.
     """
 
     place: str
@@ -36,6 +36,7 @@ class Wired:
     rules: tuple[tuple[str, str], ...] = ()
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     model: str = ""
+    placement: tuple[tuple[int, int], ...] = ()
 
 
 Wiring: TypeAlias = str | tuple[str, ...] | Wired

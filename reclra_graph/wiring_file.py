@@ -1,4 +1,5 @@
-"""Wirings from files: a list of error edges, edges with the forms of their synapses, or a plan.json, edited or not."""
+"""Wirings from files: a list of error edges; edges with the forms of their synapses and the GPUs of their regions; or a
+plan.json, edited or not."""
 
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ from reclra_graph.errors import ModelError, Problem
 from reclra_graph.options import Wired
 
 SUFFIX = ".json"
-_KEYS = ("edges", "forms")
+_KEYS = ("edges", "forms", "placement")
 
 
 def read_wiring(path: str | Path) -> Wired:
     """What a file says about the wiring, checked for its form but not yet against any model.
 
-    Three forms: ``["9->5", [5, 4]]``; ``{"edges": [...], "forms": {"9->5": "channel"}}``; a plan.json, of which the
-    edges count, with the form, rule and shape of each. Raises ModelError: RG101 where there is no file, RG441 with
-    everything that is wrong in it.
+    Three forms: ``["9->5", [5, 4]]``; ``{"edges": [...], "forms": {"9->5": "channel"}, "placement": [[1, 0], [2, 1]]}``
+    with pairs of region and GPU; a plan.json, of which the edges count, with the form, rule and shape of each, and the
+    placement. Raises ModelError: RG101 where there is no file, RG441 with everything that is wrong in it.
     """
     place = str(path)
     try:
@@ -49,7 +50,7 @@ class _Reader:
             self._wrong("it has no edges", "")
         for key in table:
             if not saved and key not in _KEYS:
-                self._wrong(f"{key!r} is neither 'edges' nor 'forms'", f": {key}")
+                self._wrong(f"{key!r} is none of {', '.join(map(repr, _KEYS))}", f": {key}")
         listed = table.get("edges", [])
         if not isinstance(listed, list):
             self._wrong("its edges are not a list", ": edges")
@@ -57,13 +58,14 @@ class _Reader:
         for index, item in enumerate(listed):
             self._edge(item, f": edges[{index}]")
         self._forms({} if saved else table.get("forms", {}))
+        placement = self._placement(table.get("placement", []))
         model = table.get("regions_digest", "") if saved else ""
         if saved and (not isinstance(model, str) or not model):
             self._wrong("it does not say which model it is for: it has no regions_digest", ": regions_digest")
         if self.problems:
             raise ModelError(self.problems)
         forms, rules, shapes = (tuple(self.said[key].items()) for key in ("form", "rule", "shape"))
-        return Wired(self.place, tuple(self.edges), forms, rules, shapes, model)
+        return Wired(self.place, tuple(self.edges), forms, rules, shapes, model, placement)
 
     def _edge(self, item: object, where: str) -> None:
         if isinstance(item, str):
@@ -101,6 +103,19 @@ class _Reader:
                 self._wrong(f"the form of {key} is {form!r}, not a text", ": forms")
             else:
                 self.said["form"][name] = form
+
+    def _placement(self, listed: object) -> tuple[tuple[int, int], ...]:
+        if not isinstance(listed, list):
+            self._wrong("its placement is not a list", ": placement")
+            return ()
+        found = []
+        for index, item in enumerate(listed):
+            pair = [item.get("region"), item.get("gpu")] if isinstance(item, dict) else item
+            if isinstance(pair, list) and len(pair) == 2 and all(_whole(number) for number in pair):
+                found.append((pair[0], pair[1]))
+            else:
+                self._wrong(f"{json.dumps(item)} is no region with its GPU", f": placement[{index}]")
+        return tuple(found)
 
     def _wrong(self, cause: str, where: str) -> None:
         self.problems.append(Problem("RG441", cause, f"{self.place}{where}"))

@@ -81,11 +81,12 @@ def random_target(step: CompiledStep, batch: int, seed: int = 0) -> Any:
 def measured(
     step: CompiledStep, inputs: Any, target: Any, kwargs: Mapping[str, Any] | None, rounds: int, warm_up: int
 ) -> list[tuple[Measured, ...]]:
-    """When each task ran, in each of ``rounds`` steps that follow ``warm_up`` others. The step learns nothing: its
-    rates are 0. Raises UsageError for fewer than one round."""
+    """When each task ran, in each of ``rounds`` steps that follow ``warm_up`` others. The step leaves the model as it
+    was: its rates are 0, and buffers such as running statistics come back. Raises UsageError for fewer than one round."""
     if rounds < 1:
         raise UsageError(Problem("RG405", f"rounds is {rounds}, not at least 1", "rounds"))
     held = step.module, step.lr
+    buffers = [(buffer, buffer.clone()) for buffer in step.model.buffers()]
     timer: _Timer = _DeviceTimer(step) if step.device.type == "cuda" else _Timer(step)
     step.module, step.lr = probed(step.program, timer.at), 0.0
     try:
@@ -94,6 +95,8 @@ def measured(
         return [timer.round(lambda: step(inputs, target, kwargs)) for _ in range(rounds)]
     finally:
         step.module, step.lr = held
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 class _Timer:

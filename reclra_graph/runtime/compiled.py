@@ -136,7 +136,7 @@ class CompiledStep:
     ) -> tuple[list[Tensor], Tensor | dict[str, Tensor]]:
         """The tensors that a call gives to the emitted step: its inputs, and the target or targets.
 
-        Raises StepError RG601 or RG602 where one is missing or no tensor."""
+        Raises StepError RG601 or RG602 where one is missing, no tensor, or on another device."""
         given = self._given(inputs, kwargs)
         labels = [item.label for item in self.plan.losses]
         if len(labels) == 1:
@@ -149,7 +149,20 @@ class CompiledStep:
             wanted = "a tensor" if len(labels) == 1 else f"a dict of tensors for {', '.join(labels)}"
             raise StepError(Problem("RG602", f"the target is a {type(target).__name__}, not {wanted}", "step()"))
         goal = goal.detach() if isinstance(goal, Tensor) else {label: goal[label].detach() for label in labels}
+        self._same_device(given, [goal] if isinstance(goal, Tensor) else list(goal.values()))
         return [item.detach() for item in given], goal
+
+    def _same_device(self, given: Sequence[Tensor], goals: Sequence[Tensor]) -> None:
+        # Where regions live on GPUs of their own, the parameters follow the input.
+        home = given[0].device if self.module.__dict__.get("PLACES") else self.device
+        problems = [
+            Problem(code, f"the {kind} is on {value.device}, the model on {home}", "step()", f"Move it to {home}.")
+            for code, kind, values in (("RG601", "input", given), ("RG602", "target", goals))
+            for value in values
+            if value.device != home
+        ]
+        if problems:
+            raise StepError(problems)
 
     def settings(self) -> dict[str, Any]:
         """What the emitted step takes beside tensors: the rates, and the sub-modules that run as they are."""

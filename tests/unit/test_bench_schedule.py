@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import reclra_graph as rg
 from reclra_graph.bench.schedule import measured, rank_correlation, usage_problems
 from reclra_graph.errors import UsageError
 from reclra_graph.ir.schedule import Run
@@ -80,6 +82,10 @@ def test_a_probed_step_tells_every_task_and_does_the_same() -> None:
 
 def test_measuring_teaches_the_model_nothing() -> None:
     step = fresh(figure1())
+    normed = rg.compile(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), torch.zeros(5, 3))
+    moments = [buffer.clone() for buffer in normed.model.buffers()]
+    measured(normed, torch.randn(5, 3), torch.zeros(5, dtype=torch.int64), None, 1, 1)
+    assert all(same(value, before) for value, before in zip(normed.model.buffers(), moments, strict=True))
     before = snapshot(step)
     module = step.module
     inputs, target = batch_for(step)

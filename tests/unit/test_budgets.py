@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 import reclra_graph as rg
 from reclra_graph.api import make_options
@@ -13,6 +14,7 @@ from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.options import Options, byte_count
 from reclra_graph.passes.wire import wire
 from reclra_graph.verify import verify
+from tests.models import mlp
 from tests.property.small_plans import graph_of
 
 
@@ -146,6 +148,28 @@ def test_the_report_says_what_speaks_against_a_faster_wiring() -> None:
     assert "budget" not in plan.why
 
 
-def test_makespans_of_placed_regions_are_said_to_be_of_others() -> None:
-    assert "before each gets a GPU of its own" in planned(gpus=2, gpu_memory=4_000).why
+def test_makespans_of_regions_that_are_placed_later_are_said_to_be_of_others() -> None:
+    assert "before each gets a GPU of its own" in planned(gpus=2, placement="pipeline").why
     assert "of its own" not in planned(gpus=2).why
+
+
+def test_makespans_under_gpu_memory_are_those_of_the_placed_regions() -> None:
+    # In units, where hand-overs cost nothing, the plan's makespan is the schedule's own.
+    model = mlp(32, 64, 48, 64, 48, 64, 10)
+    step = rg.compile(model, torch.zeros(50, 32), gpus=3, gpu_memory=100_000)
+    (chosen,) = (row for row in step.plan.candidates if row.chosen)
+    assert step.plan.placement
+    assert chosen.makespan == step.schedule.makespan
+    assert "of its own" not in step.plan.why
+
+
+def test_work_is_shared_out_evenly_where_memory_allows_it() -> None:
+    # Memory in even stretches would leave the first GPU with one region: a wide input layer.
+    model = mlp(400, 20, 20, 20, 20, 20, 20, 10)
+    inputs = torch.zeros(4, 400)
+    tight = rg.compile(model, inputs, gpus=2, gpu_memory=75_000, wiring="flat")
+    assert [gpu for _, gpu in tight.plan.placement].count(0) == 2
+    (chosen,) = (row for row in tight.plan.candidates if row.chosen)
+    assert chosen.makespan == tight.schedule.makespan
+    roomy = rg.compile(model, inputs, gpus=2, gpu_memory=90_000, wiring="flat")
+    assert roomy.schedule.makespan < tight.schedule.makespan

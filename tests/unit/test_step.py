@@ -132,6 +132,8 @@ REFUSED_STEPS: dict[str, tuple[Callable[[], CompiledStep], Any, Any, str]] = {
     "a target of None": (CE, GOOD[0], None, "RG602"),
     "too wide": (CE, torch.zeros(3, 5), GOOD[1], "RG601"),
     "too many dimensions": (CE, torch.zeros(3, 4, 1), GOOD[1], "RG601"),
+    "input on another device": (CE, torch.zeros(3, 4, device="meta"), GOOD[1], "RG601"),
+    "target on another device": (CE, GOOD[0], GOOD[1].to("meta"), "RG602"),
     "no dimensions": (CE, torch.tensor(1.0), GOOD[1], "RG601"),
     "an empty batch": (CE, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), "RG601"),
     "double": (CE, GOOD[0].double(), GOOD[1], "RG601"),

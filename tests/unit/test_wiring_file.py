@@ -15,12 +15,14 @@ import reclra_graph as rg
 from reclra_graph.api import make_options
 from reclra_graph.export.plan_json import plan_json
 from reclra_graph.ir.regions import RegionGraph
+from reclra_graph.ir.schedule import Run
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.passes.wire import wire
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.verify import verify
 from tests.models import mlp
 from tests.property.small_plans import graph_of
+from tests.unit.refusals import refused
 
 CHAIN = {1: set[int](), 2: {1}, 3: {2}, 4: {3}}
 
@@ -136,7 +138,7 @@ def test_a_plan_edited_wrongly_is_refused(name: str) -> None:
         ("{", ["it is not JSON"]),
         ("7", ["neither a list of edges nor an object"]),
         ({"forms": {}}, ["it has no edges"]),
-        ({"edges": ["4->3"], "gpus": 3}, ["'gpus' is neither"]),
+        ({"edges": ["4->3"], "gpus": 3}, ["'gpus' is none of"]),
         ({"edges": ["4->3"], "forms": []}, ["its forms are not an object"]),
         ({"edges": ["4->3"], "forms": {"3->2": "dense"}}, ["none of its edges"]),
         ({"edges": ["4->3"], "forms": {"4->3": 1}}, ["not a text"]),
@@ -168,3 +170,48 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_edges_in_any_order_give_one_plan(tmp_path: Path) -> None:
     edges = ["4->3", "3->2", "3->1", "2->1"]
     assert planned(tmp_path, edges) == planned(tmp_path, edges[::-1])
+
+
+PLACED = [[number, min(number // 3, 1)] for number in range(5)]
+
+
+def test_regions_live_where_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "wiring.json"
+    path.write_text(json.dumps({"edges": ["5->4", "5->3", "3->2", "3->1"], "placement": [[0, 1], *PLACED[1:], [5, 0]]}))
+    step = rg.compile(mlp(5, 6, 4, 6, 4, 3), torch.zeros(2, 5), gpus=2, wiring=str(path))
+    assert dict(step.plan.placement) == {0: 1, 1: 0, 2: 0, 3: 1, 4: 1, 5: 0}
+    lane = {action.task: action.lane for action in step.schedule.actions if isinstance(action, Run)}
+    placed = dict(step.plan.placement)
+    assert all(lane[task.name] == placed[task.region] for task in step.schedule.tasks.tasks if task.kind != "loss")
+    again = tmp_path / "plan.json"
+    again.write_text(plan_json(step.program), encoding="utf-8")
+    saved = rg.compile(mlp(5, 6, 4, 6, 4, 3), torch.zeros(2, 5), gpus=2, wiring=str(again))
+    assert saved.plan.placement == step.plan.placement
+    assert saved.source == step.source
+
+
+BAD_PLACEMENTS: dict[str, tuple[object, str]] = {
+    "no list": ({"1": 0}, "RG441"),
+    "no pair": ([[1, 0, 0]], "RG441"),
+    "no number": ([["one", 0]], "RG441"),
+    "a region left out": (PLACED[:-1], "RG443"),
+    "a region twice": ([*PLACED, [1, 0]], "RG443"),
+    "an unknown region": ([*PLACED, [9, 0]], "RG443"),
+    "an unknown GPU": ([*PLACED[:-1], [4, 2]], "RG443"),
+    "a GPU below 0": ([*PLACED[:-1], [4, -1]], "RG443"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PLACEMENTS)
+def test_a_placement_that_cannot_be(name: str, tmp_path: Path) -> None:
+    placement, code = BAD_PLACEMENTS[name]
+    path = tmp_path / "wiring.json"
+    path.write_text(json.dumps({"edges": ["4->3", "4->2", "4->1"], "placement": placement}), encoding="utf-8")
+    refused(rg.ModelError, lambda: wire(regions(), make_options(gpus=2, wiring=str(path))), code)
+
+
+def test_what_is_wrong_with_edges_names_the_file(tmp_path: Path) -> None:
+    for edges in (["4->3"], ["4->3", "2->1", "1->2"], ["4->3", "4->9"]):
+        with pytest.raises(rg.ModelError) as error:
+            planned(tmp_path, edges)
+        assert not [problem for problem in error.value.problems if problem.place == "wiring"]
