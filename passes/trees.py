@@ -132,9 +132,7 @@ def reachable(regions: RegionGraph) -> dict[int, set[int]]:
     return ahead
 
 
-def explicit(
-    regions: RegionGraph, wiring: str | Iterable[str], place: str = "wiring"
-) -> tuple[tuple[int, int], ...]:
+def explicit(regions: RegionGraph, wiring: str | Iterable[str], place: str = "wiring") -> tuple[tuple[int, int], ...]:
     """Edges given as ``"9->5"``; checked for everything that can be wrong with them. ``place``: where they stand."""
     items = wiring.replace(";", ",").split(",") if isinstance(wiring, str) else list(wiring)
     problems: list[Problem] = []
@@ -148,9 +146,7 @@ def explicit(
         source, target = int(ends[0]), int(ends[1])
         unknown = [number for number in (source, target) if number not in allowed]
         if unknown:
-            problems.append(
-                Problem("RG404", f"edge {item}: there is no region {unknown[0]} with error neurons", place)
-            )
+            problems.append(Problem("RG404", f"edge {item}: there is no region {unknown[0]} with error neurons", place))
         elif target in regions.outputs:
             problems.append(
                 Problem("RG404", f"edge {item} leads into the output, whose error comes from the loss", place)

@@ -81,8 +81,8 @@ def random_target(step: CompiledStep, batch: int, seed: int = 0) -> Any:
 def measured(
     step: CompiledStep, inputs: Any, target: Any, kwargs: Mapping[str, Any] | None, rounds: int, warm_up: int
 ) -> list[tuple[Measured, ...]]:
-    """When each task ran, in each of ``rounds`` steps that follow ``warm_up`` others. The step leaves the model as it
-    was: its rates are 0, and buffers such as running statistics come back. Raises UsageError for fewer than one round."""
+    """When each task ran, in each of ``rounds`` steps that follow ``warm_up`` others. The model stays as it was: the
+    rates are 0, and buffers such as running statistics come back. Raises UsageError for fewer than one round."""
     if rounds < 1:
         raise UsageError(Problem("RG405", f"rounds is {rounds}, not at least 1", "rounds"))
     held = step.module, step.lr
