@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import time
 from dataclasses import replace
@@ -30,15 +29,10 @@ from reclra_graph.ir.tasks import Call, TaskGraph
 from reclra_graph.ir.text import digest
 from reclra_graph.passes.calls import Values
 from reclra_graph.passes.price import Counted, counted
+from reclra_graph.user_cache import cache_folder
 
 LEAST, MOST, ENOUGH = 3, 30, 0.01
 """How often a task is run at least and at most, and after how many seconds it is enough."""
-
-
-def cache_folder() -> Path:
-    """Where measurements are kept: ``reclra-graph/profile`` in the user's cache folder (``XDG_CACHE_HOME``)."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "reclra-graph" / "profile"
 
 
 def measured_on(device: Device, where: torch.device) -> tuple[Device, tuple[Problem, ...]]:
@@ -58,9 +52,9 @@ def profile(tasks: TaskGraph, device: Device, where: torch.device, folder: Path 
     """The tasks with the time that each takes on ``where``, and their operations and bytes.
 
     ``device`` prices what cannot be run alone: a sub-module that is kept whole. Measurements are read from and written
-    to ``folder``, by default ``cache_folder()``; one that cannot be written is made again next time.
+    to ``folder``, by default in the user's cache folder; one that cannot be written is made again next time.
     """
-    home = folder if folder is not None else cache_folder()
+    home = folder if folder is not None else cache_folder("profile")
     found = list(counted(tasks))
     machine = _machine(where)
     keys = [digest((machine, *_plain(item))) for item in found]

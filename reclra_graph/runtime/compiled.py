@@ -20,6 +20,7 @@ from reclra_graph.runtime.loader import load_source
 from reclra_graph.structure import arguments, at, called
 
 if TYPE_CHECKING:
+    from reclra_graph.runtime.fused import FusedStep
     from reclra_graph.runtime.graphed import GraphedStep
 
 
@@ -209,6 +210,13 @@ class CompiledStep:
         from reclra_graph.runtime.graphed import GraphedStep  # which needs this file
 
         return GraphedStep(self)
+
+    def fused(self) -> FusedStep:
+        """This step compiled as a whole by Inductor, where it can be: call the result as you would call the step. The
+        first call with a shape compiles; what was compiled is kept on disk."""
+        from reclra_graph.runtime.fused import FusedStep  # which needs this file
+
+        return FusedStep(self)
 
     def deltas(
         self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None

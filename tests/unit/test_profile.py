@@ -16,7 +16,7 @@ import reclra_graph as rg
 from reclra_graph.ir.device import DEVICES, UNIT
 from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.passes import profile as module
-from reclra_graph.passes.profile import cache_folder, measured_on, profile
+from reclra_graph.passes.profile import measured_on, profile
 from tests import models
 
 CPU = torch.device("cpu")
@@ -92,10 +92,10 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, measured: l
 
 def test_the_cache_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "reclra-graph" / "profile"
+    assert cache_folder("profile") == tmp_path / "reclra-graph" / "profile"
     for unusable in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", unusable)
-        assert cache_folder() == Path.home() / ".cache" / "reclra-graph" / "profile"
+        assert cache_folder("profile") == Path.home() / ".cache" / "reclra-graph" / "profile"
 
 
 def test_which_device_is_measured() -> None:

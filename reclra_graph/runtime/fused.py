@@ -1,0 +1,182 @@
+"""A compiled step by Inductor: the whole step as one piece of machine code, kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reclra_graph.errors import Problem, StepError
+from reclra_graph.ir.operators import OPAQUE
+from reclra_graph.ir.text import digest
+from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.traced import flat_tensors, traced
+from reclra_graph.user_cache import cache_folder
+
+Key = tuple[Any, ...]
+
+_VERSION = 1
+"""Of the files in the cache."""
+_OPTIONS = {"fallback_random": True}
+"""Of Inductor: random numbers are those that the step itself would draw."""
+_INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A step for one set of shapes. ``run`` takes the ``used`` ones of ``flat_tensors`` and gives (loss, finite);
+    ``size``: of the batch."""
+
+    run: Any
+    used: tuple[int, ...]
+    size: int
+
+
+class FusedStep:
+    """``step(x, target)`` compiled as a whole, for each of the first ``most`` shapes that it is called with; others run
+    as the step itself does. Compiling takes from seconds to minutes, and is done once: what was compiled is kept in
+    ``folder`` (by default in the user's cache folder), and read from there ever after.
+
+    On CUDA all lanes become one. A change of ``beta`` or ``gamma`` compiles anew, one of ``lr`` does not. ``why`` is
+    the reason why the last call ran the step itself, or "".
+    """
+
+    def __init__(self, step: CompiledStep, most: int = 4, folder: Path | None = None) -> None:
+        self.step, self.most = step, most
+        self.folder = cache_folder("fused") if folder is None else folder
+        self.held: dict[Key, Fused] = {}
+        self.broken: dict[Key, str] = {}
+        self.why = ""
+        self.rate: tuple[float, Tensor] = (step.lr, torch.tensor(step.lr, dtype=torch.float64))
+
+    def __call__(
+        self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """One training step on a batch; raises as the step itself does."""
+        step = self.step
+        given, goal = step.arguments(inputs, target, kwargs)
+        goals = [goal] if isinstance(goal, Tensor) else list(goal.values())
+        step.place(given[0].device)
+        if self.rate[0] != step.lr:
+            self.rate = (step.lr, torch.tensor(step.lr, dtype=torch.float64))
+        flat = flat_tensors(step, given, goals, self.rate[1])
+        key = self._key(flat)
+        if key not in self.held:
+            self.why = self.broken.get(key) or self._prepare(key, given, goal)
+            if self.why:
+                return step(inputs, target, kwargs)
+        self.why = ""
+        fused = self.held[key]
+        try:
+            step.module.check_inputs(dict(zip(step.module.INPUTS, given, strict=True)), goal, fused.size)
+        except ValueError as error:
+            raise refusal(error) from None
+        with torch.no_grad():
+            loss, finite = fused.run(*[flat[index] for index in fused.used])
+        if not finite:
+            cause = "the loss or an input is not finite; the parameters are as they were"
+            raise StepError(Problem("RG604", cause, "step()"))
+        return loss  # type: ignore[no-any-return]
+
+    def _key(self, flat: Sequence[Tensor]) -> Key:
+        """What machine code depends on: shapes, memory formats, dtypes, devices, and rates that are constants in it."""
+        kinds = tuple((item.shape, item.stride(), item.dtype, item.device) for item in flat)
+        return (kinds, self.step.beta, self.step.gamma)
+
+    def _obstacle(self) -> str:
+        """Why this step cannot be one piece, whatever its shapes."""
+        step = self.step
+        if any(item.target == OPAQUE for item in step.plan.regions.graph.operators):
+            return "sub-modules that run as they are may do anything"
+        if step.schedule.overlap:
+            return "steps overlap: their lanes reach from one to the next"
+        homes = {step.module.lane_device(lane.id, step.device) for lane in step.schedule.lanes}
+        return "one piece of machine code is for one device, and the lanes are on several" if len(homes) > 1 else ""
+
+    def _prepare(self, key: Key, given: list[Tensor], goal: Tensor | dict[str, Tensor]) -> str:
+        """Read or compile the step for a key that has none; else why not."""
+        obstacle = self._obstacle()
+        if obstacle:
+            return obstacle
+        if len(self.held) >= self.most:
+            return f"more than {self.most} shapes: sizes that change all the time are not compiled"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch's own about its insides, which no user of a step can act on
+                self.held[key] = self._kept(key) or self._compiled(key, given, goal)
+        except StepError:
+            raise
+        except Exception as error:  # a compiler can fail in any way inside; the step itself still runs
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            self.broken[key] = f"the step cannot be compiled: {said[0]}"
+            return self.broken[key]
+        return ""
+
+    def _compiled(self, key: Key, given: list[Tensor], goal: Tensor | dict[str, Tensor]) -> Fused:
+        """Compile the step, and keep it. Raises StepError as the step itself does."""
+        from torch._inductor import config, standalone_compile  # seconds of imports, for those who compile only
+
+        try:
+            found = traced(self.step, given, goal, self.rate[1])
+        except ValueError as error:
+            raise refusal(error) from None
+        flat = flat_tensors(self.step, given, [goal] if isinstance(goal, Tensor) else list(goal.values()), self.rate[1])
+        tensors = [flat[index] for index in found.used]
+        with self._at_home(key) as home, config.patch(_OPTIONS), torch.no_grad():
+            run = standalone_compile(found.module, tensors, dynamic_shapes="from_example_inputs")
+            with contextlib.suppress(Exception):  # what cannot be kept is compiled again next time
+                run.save(path=str(home / "step.bin"), format="binary")
+                partial = home / "step.json.partial"
+                partial.write_text(json.dumps({"used": found.used, "size": found.size}), encoding="utf-8")
+                partial.replace(home / "step.json")
+        return Fused(run, found.used, found.size)
+
+    def _kept(self, key: Key) -> Fused | None:
+        """The step as it was compiled before, by this user on this machine; None where there is none, or none that can
+        be read."""
+        from torch._inductor import CompiledArtifact
+
+        if not (self._home(key) / "step.json").exists():
+            return None
+        with self._at_home(key) as home, contextlib.suppress(Exception):
+            said = json.loads((home / "step.json").read_text(encoding="utf-8"))
+            run = CompiledArtifact.load(path=str(home / "step.bin"), format="binary")
+            return Fused(run, tuple(said["used"]), int(said["size"]))
+        return None
+
+    def _home(self, key: Key) -> Path:
+        """The folder of a key: named by the digest of all that machine code depends on."""
+        machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+        if self.step.device.type == "cuda":
+            machine = (torch.__version__, torch.cuda.get_device_name(self.step.device), 0)
+        return self.folder / digest((_VERSION, machine, tuple(_OPTIONS.items()), self.step.source, repr(key)))
+
+    @contextlib.contextmanager
+    def _at_home(self, key: Key) -> Iterator[Path]:
+        """Let Inductor keep its own files there, too: machine code of single kernels, which it would else look for in
+        the system's temporary folder. Where the folder cannot be made, it does just that."""
+        home, usual = self._home(key), os.environ.get(_INDUCTOR)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            yield home
+            return
+        os.environ[_INDUCTOR] = str(home)
+        try:
+            yield home
+        finally:
+            os.environ.pop(_INDUCTOR) if usual is None else os.environ.update({_INDUCTOR: usual})
+
+
+def refusal(error: ValueError) -> StepError:
+    """What an emitted step said with a code of its own, as the error that users see."""
+    code, _, cause = str(error).partition(" ")
+    return StepError(Problem(code, cause, "step()"))

@@ -1,0 +1,132 @@
+"""A compiled step as one graph of PyTorch operators, with everything that it reads and changes as its inputs.
+
+The emitted step is run once on tensors without numbers, and what it does is recorded. Two things become tensors on the
+way: the learning rate, so that it may change from step to step, and the check of the loss. Where the emitted step stops
+when a number is not finite, the graph goes on and leaves everything as it was: each value that it would store stands
+behind ``where(finite, new, old)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from reclra_graph.runtime.compiled import CompiledStep
+
+
+@dataclass(frozen=True)
+class Traced:
+    """``module(*tensors)`` gives (loss, finite) and changes its inputs in place. ``used``: which of ``flat_tensors`` it
+    takes, by number. ``size``: of the batch, as the step checks it."""
+
+    module: GraphModule
+    used: tuple[int, ...]
+    size: int
+
+
+def flat_tensors(step: CompiledStep, given: Sequence[Tensor], goals: Sequence[Tensor], lr: Tensor) -> list[Tensor]:
+    """All that a step reads: parameters, buffers and constants, synapses, inputs, targets, the learning rate."""
+    return [*step.storage().values(), *step.synapses.values(), *given, *goals, lr]
+
+
+def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor], lr: Tensor) -> Traced:
+    """The step on a batch like this one, whose sizes become constants. Nothing is computed or changed.
+
+    Raises ValueError, as the emitted step does, where it does not take such a batch.
+    """
+    size = batch_size(step, given, goal)
+    goals = [goal] if isinstance(goal, Tensor) else list(goal.values())
+    flat = flat_tensors(step, given, goals, lr)
+    keys, names = list(step.storage()), list(step.synapses)
+    ends = (len(keys), len(keys) + len(names), len(keys) + len(names) + len(given))
+    seen: dict[str, Tensor] = {}
+
+    def check(loss: Tensor, *inputs: Tensor) -> None:
+        finite = torch.isfinite(loss)
+        for value in inputs:
+            finite = finite & torch.isfinite(value).all()
+        seen["finite"] = finite
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        targets = list(tensors[ends[2] : -1])
+        target: Any = targets[0] if isinstance(goal, Tensor) else dict(zip(goal, targets, strict=True))
+        held = dict(zip(keys, tensors[: ends[0]], strict=True)), dict(zip(names, tensors[ends[0] : ends[1]], strict=True))
+        settings = {**step.settings(), "lr": tensors[-1]}
+        loss = step.module.step(*held, *tensors[ends[1] : ends[2]], target, optimise=_descend, **settings)
+        return [loss, seen["finite"]]
+
+    with _instead(step.module.__dict__, check=check, check_inputs=lambda *_: None, Lanes=_one_lane(step)):
+        module = make_fx(run, tracing_mode="fake")(*flat)
+    _guard_stores(module)
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    used = tuple(index for index, node in enumerate(inputs) if node.users)
+    for node in inputs:
+        if not node.users:
+            module.graph.erase_node(node)
+    module.recompile()
+    return Traced(module, used, size)
+
+
+def batch_size(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor]) -> int:
+    """The size of a batch, as the emitted step reads it before anything else.
+
+    Raises ValueError, as the emitted step does, where it does not take such a batch.
+    """
+    check: Any = step.module.check_inputs
+    seen: list[int] = []
+
+    def checked(inputs: dict[str, Tensor], target: Any, size: int = 0) -> None:
+        seen.append(int(size))
+        check(inputs, target, size)
+        raise _EnoughError
+
+    with _instead(step.module.__dict__, check_inputs=checked), contextlib.suppress(_EnoughError):
+        step.module.step(step.storage(), step.synapses, *given, goal, **step.settings())
+    return seen[0]
+
+
+class _EnoughError(Exception):
+    """The batch was checked; nothing more of the step is wanted."""
+
+
+def _one_lane(step: CompiledStep) -> Any:
+    """What a step takes for its lanes where lanes are nothing, on the CPU; whatever the device, it is one lane then."""
+    lanes = step.module.__dict__.get("Lanes")
+    return lambda device: lanes(torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def _instead(names: dict[str, Any], **others: Any) -> Iterator[None]:
+    """Other objects under names of the emitted file, for as long as the context lasts."""
+    usual = {name: names[name] for name in others if name in names}
+    names.update({name: others[name] for name in usual})
+    try:
+        yield
+    finally:
+        names.update(usual)
+
+
+def _descend(store: dict[str, Tensor], name: str, delta: Tensor, lr: Tensor) -> None:
+    """store[name] ← store[name] − lr · delta, with a rate that is a tensor."""
+    store[name].copy_(store[name] - delta * lr)
+
+
+def _guard_stores(module: GraphModule) -> None:
+    """Let every value that the graph stores in one of its inputs be the old one, unless the loss was finite."""
+    graph = module.graph
+    (results,) = next(node for node in graph.nodes if node.op == "output").args
+    finite = results[1]
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
+            store, value = node.args[0], node.args[1]
+            assert isinstance(value, Node)
+            with graph.inserting_before(node):
+                guarded = graph.call_function(torch.ops.aten.where.self, (finite, value, store))
+            node.args = (store, guarded)
