@@ -129,7 +129,7 @@ class FusedStep:
         except ValueError as error:
             raise refusal(error) from None
         flat = flat_tensors(self.step, given, [goal] if isinstance(goal, Tensor) else list(goal.values()), self.rate[1])
-        tensors = [flat[index] for index in found.used]
+        tensors: list[Any] = [flat[index] for index in found.used]
         with self._at_home(key) as home, config.patch(_OPTIONS), torch.no_grad():
             run = standalone_compile(found.module, tensors, dynamic_shapes="from_example_inputs")
             with contextlib.suppress(Exception):  # what cannot be kept is compiled again next time
@@ -142,7 +142,7 @@ class FusedStep:
     def _kept(self, key: Key) -> Fused | None:
         """The step as it was compiled before, by this user on this machine; None where there is none, or none that can
         be read."""
-        from torch._inductor import CompiledArtifact
+        from torch._inductor.standalone_compile import CompiledArtifact
 
         if not (self._home(key) / "step.json").exists():
             return None

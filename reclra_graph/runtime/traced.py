@@ -57,7 +57,10 @@ def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str,
     def run(*tensors: Tensor) -> list[Tensor]:
         targets = list(tensors[ends[2] : -1])
         target: Any = targets[0] if isinstance(goal, Tensor) else dict(zip(goal, targets, strict=True))
-        held = dict(zip(keys, tensors[: ends[0]], strict=True)), dict(zip(names, tensors[ends[0] : ends[1]], strict=True))
+        held = (
+            dict(zip(keys, tensors[: ends[0]], strict=True)),
+            dict(zip(names, tensors[ends[0] : ends[1]], strict=True)),
+        )
         settings = {**step.settings(), "lr": tensors[-1]}
         loss = step.module.step(*held, *tensors[ends[1] : ends[2]], target, optimise=_descend, **settings)
         return [loss, seen["finite"]]
@@ -98,7 +101,7 @@ class _EnoughError(Exception):
 
 def _one_lane(step: CompiledStep) -> Any:
     """What a step takes for its lanes where lanes are nothing, on the CPU; whatever the device, it is one lane then."""
-    lanes = step.module.__dict__.get("Lanes")
+    lanes: Any = step.module.__dict__.get("Lanes")
     return lambda device: lanes(torch.device("cpu"))
 
 

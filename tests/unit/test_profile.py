@@ -17,6 +17,7 @@ from reclra_graph.ir.device import DEVICES, UNIT
 from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.passes import profile as module
 from reclra_graph.passes.profile import measured_on, profile
+from reclra_graph.user_cache import cache_folder
 from tests import models
 
 CPU = torch.device("cpu")

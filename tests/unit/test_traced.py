@@ -1,4 +1,4 @@
-"""The whole step as one graph of operators: run as it stands, it does what the emitted step does, and is refused as it."""
+"""The whole step as one graph of operators: run as it stands, it does what the emitted step does."""
 
 from __future__ import annotations
 
