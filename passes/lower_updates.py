@@ -87,7 +87,8 @@ def _carried(state: Lowering, region: Region, over: str, value: str, error: str,
 
 def _with_error(state: Lowering, args: tuple[Argument, ...], error: str) -> tuple[Argument, ...]:
     """Arguments of a rule under their emitted names, the error's name in its place."""
-    return tuple(state.renamed(Ref(error) if argument == ERROR else argument) for argument in args)
+    # The error has its emitted name already: an input of the model may have the same one.
+    return tuple(Ref(error) if argument == ERROR else state.renamed(argument) for argument in args)
 
 
 def _local_derivatives(state: Lowering, region: Region) -> tuple[list[Call], Deltas]:
