@@ -55,6 +55,12 @@ def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str
     return Call(name, args, (), (delta,), (TensorType(shape, dtype),))
 
 
+def matrices_from(plan: WiringPlan, source: int) -> list[Matrix]:
+    """The matrices that learn in place of the implicit synapses that leave a region."""
+    edges = plan.outgoing.get(source, ())
+    return list(dict.fromkeys(plan.matrix_of[edge.name] for edge in edges if edge.name in plan.matrix_of))
+
+
 def sent_on(plan: WiringPlan, matrix: Matrix, e: str, result: str, kind: TensorType | None) -> Call:
     """M_j e_j, which all implicit edges of one matrix send on."""
     args = (Ref(e), Ref(f"E[{matrix.name}]"), plan.regions.regions[matrix.source].shape, (matrix.units,))

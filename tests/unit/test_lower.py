@@ -8,11 +8,12 @@ from collections.abc import Callable
 import networkx as nx
 import pytest
 import torch
+from torch import Tensor, nn
 
 from reclra_graph.ir.operators import Ref, references
 from reclra_graph.ir.tasks import KINDS, Call, Task, TaskGraph
 from reclra_graph.runtime.compiled import CompiledStep
-from tests.models import STEPS, batch_for, build, figure1, figure1_regions, residual_cnn, tied
+from tests.models import STEPS, batch_for, build, figure1, figure1_regions, mlp, regions_of, residual_cnn, tied
 from tests.property.happens_before import touched
 
 
@@ -181,3 +182,18 @@ def test_phi_of_the_target_is_the_activation_with_a_place_for_h() -> None:
     model, regions = figure1_regions()
     call: Call = build(model, regions).schedule.tasks.by_name["target:3"].calls[0]
     assert call.args == (Ref("h3"), Ref("d3"), Ref("beta"), (("aten.tanh.default", (Ref("_"),), ()),))
+
+
+def test_an_input_called_as_an_error_is_does_not_stand_in_for_it() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = mlp(6, 5, 3)
+
+        def forward(self, e1: Tensor) -> Tensor:
+            out: Tensor = self.layers(e1)
+            return out
+
+    model = Named()
+    step = build(model, regions_of(model, torch.zeros(4, 6)))
+    assert set(step.schedule.tasks.by_name["update:1"].reads) == {"e1", "x"}

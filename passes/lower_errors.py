@@ -1,0 +1,198 @@
+"""The errors of a step as tasks: the losses and the errors that they cause at the outputs, then, region by region, what
+arrives over the synapses, the target and the mismatch (Eqs. 3 and 4), and what the region sends on."""
+
+from __future__ import annotations
+
+from reclra_graph.ir.operators import Argument, Ref, TensorType
+from reclra_graph.ir.regions import Region
+from reclra_graph.ir.tasks import Call
+from reclra_graph.ir.wiring import Edge, Loss
+from reclra_graph.passes.lower_state import Lowering
+from reclra_graph.passes.synapse_calls import FEW, displaced, matrices_from, sent_on
+from reclra_graph.rules.forms import work
+
+_LOSSES = {
+    "cross-entropy": "cross_entropy",
+    "causal-lm": "cross_entropy",
+    "mse": "mse",
+    "bce-with-logits": "bce_with_logits",
+}
+
+# From this many units of a region on, writing its displacement down costs more than the product that makes it.
+_LARGE = 2048
+
+
+# -- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def losses(state: Lowering) -> None:
+    """One task: the losses, their sum, its check, and the error of every output."""
+    outputs = [state.regions[number] for number in state.plan.regions.outputs]
+    several = len(outputs) > 1
+    values: list[Call] = []
+    errors: list[Call] = []
+    parts: list[str] = []
+    for output, loss in zip(outputs, state.plan.losses, strict=True):
+        parts.append(_output_error(state, output, loss, several, values, errors))
+    if several:
+        kind = TensorType((), state.type_of(outputs[0]).dtype)
+        values.append(Call("rules.target.total", tuple(Ref(part) for part in parts), (), ("loss",), (kind,)))
+    inputs = tuple(Ref(state.names[item.name]) for item in state.graph.inputs)
+    calls = [*values, Call("check", (Ref("loss"), *inputs)), *errors]
+    units = sum(output.units for output in outputs)
+    state.add("loss", "loss", outputs[0].id, f"target:{outputs[0].id}", calls, 1, 2 * units)
+
+
+def _output_error(
+    state: Lowering, output: Region, loss: Loss, several: bool, values: list[Call], errors: list[Call]
+) -> str:
+    """Append the calls of one output's loss to ``values``, those of its error to ``errors``; returns the loss's name.
+    ``several``: there are other outputs."""
+    name, kind, plain = _LOSSES[loss.kind], state.type_of(output), output.layout.plain
+    z, y = Ref(state.names[output.post]), Ref(f"T[{loss.label}]" if several else "target")
+    if not plain:
+        z = Ref(_to_samples(state, output, z.name, "z", values))
+        if not loss.classes or len(output.shape) > 1:
+            y = Ref(_to_samples(state, output, y.name, "target", values))
+    value = state.namer.new(f"loss{output.id}") if several else "loss"
+    form: tuple[Argument, ...] = ()
+    rest: tuple[Argument, ...] = ()
+    if loss.classes:
+        form = (loss.axis, loss.smoothing, loss.ignore, loss.weights or None, loss.kind == "causal-lm")
+        rest = (output.features, output.units // output.features, *form, Ref("B"))
+    values.append(Call(f"rules.loss.{name}", (z, y, *form), (), (value,), (TensorType((), kind.dtype),)))
+    kappa = state.plan.rates.kappa_of(output.id)
+    error = state.errors[output.id] = state.namer.new(f"e{output.id}")
+    first = error if kappa == 1.0 and plain else state.namer.new(f"m{output.id}")
+    errors.append(Call(f"rules.loss.{name}_error", (z, y, *rest), (), (first,), (kind if plain else None,)))
+    if not plain:
+        placed = error if kappa == 1.0 else state.namer.new(f"m{output.id}")
+        errors.append(_from_samples(output, first, placed, kind))
+        first = placed
+    if kappa != 1.0:
+        errors.append(Call("rules.discrepancy.scaled", (Ref(first), kappa), (), (error,), (kind,)))
+    _send(state, output, errors)
+    return value
+
+
+# -- regions that hear from others ------------------------------------------------------------------------------------
+
+
+def region_error(state: Lowering, region: Region) -> None:
+    """e_i of a region from the errors that arrive: its target (Eq. 3), and how far its output is from that (Eq. 4)."""
+    rates, kind, number = state.plan.rates, state.type_of(region), region.id
+    y = _target(state, region)
+    error = state.errors[number] = state.namer.new(f"e{number}")
+    first = state.namer.new(f"m{number}") if rates.gain else error
+    args = (Ref(state.names[region.post]), Ref(y), rates.norm, rates.kappa_of(number))
+    calls = [Call("rules.discrepancy.mismatch", args, (), (first,), (kind,))]
+    if rates.gain:
+        calls.append(Call("rules.discrepancy.gained", (Ref(first), Ref("beta")), (), (error,), (kind,)))
+    _send(state, region, calls)
+    state.add(f"error:{number}", "error", number, f"target:{number}", calls, 0, 2 * region.units)
+
+
+def _target(state: Lowering, region: Region) -> str:
+    """y_i = φ(h_i − β d_i), and d_i where that is written down; returns the target's name."""
+    kind, number = state.type_of(region), region.id
+    h, y = Ref(state.names[region.pre]), state.namer.new(f"y{number}")
+    chain = tuple(_link(state, region, place) for place in range(len(region.activation)))
+    if _at_once(state, region):
+        (edge,) = state.plan.incoming[number]
+        source = state.regions[edge.source]
+        e, synapse = Ref(state.sampled[source.id]), Ref(f"E[{edge.synapse}]")
+        args = (h, e, synapse, Ref("beta"), source.shape, region.shape, chain)
+        shift = Call("rules.target.target_at_once", args, (), (y,), (kind,))
+        flops = work(state.plan.regions, edge)
+    else:
+        d = _displacement(state, region)
+        shift = Call("rules.target.target", (h, Ref(d), Ref("beta"), chain), (), (y,), (kind,))
+        flops = 0
+    state.add(f"target:{number}", "target", number, f"target:{number}", [shift], 1, flops + 3 * region.units)
+    return y
+
+
+def _link(state: Lowering, region: Region, place: int) -> Argument:
+    """One operator of φ as data: target, arguments with ``Ref("_")`` for what comes before, keyword arguments."""
+    operator = state.graph.by_name[region.activation[place]]
+    before = region.pre if place == 0 else region.activation[place - 1]
+
+    def put(argument: Argument) -> Argument:
+        if isinstance(argument, tuple):
+            return tuple(put(item) for item in argument)
+        return Ref("_") if argument == Ref(before) else argument
+
+    return (operator.target, put(operator.args), put(operator.kwargs))
+
+
+def _at_once(state: Lowering, region: Region) -> bool:
+    """Whether a target needs no displacement of its own: a large map that hears from one source with few units."""
+    edges = state.plan.incoming[region.id]
+    few = len(edges) == 1 and edges[0].form == "dense" and state.regions[edges[0].source].units <= FEW
+    alike = state.type_of(region).dtype == state.synapse_dtype
+    return few and region.units >= _LARGE and region.layout.plain and alike
+
+
+def _displacement(state: Lowering, region: Region) -> str:
+    """d_i, the sum over all synapses that arrive, in the region's own layout and dtype; returns its name."""
+    number, kind, edges = region.id, state.type_of(region), state.plan.incoming[region.id]
+    same_dtype = kind.dtype == state.synapse_dtype
+    plain, single = region.layout.plain and same_dtype, len(edges) == 1
+    displacement = state.namer.new(f"d{number}")
+    arrived = displacement if plain else state.namer.new(f"d{number}_samples")
+    moved = [arrived if single else state.namer.new(f"d{number}_{edge.source}") for edge in edges]
+    calls = [_moved(state, edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
+    if not single:
+        total = kind if plain else None
+        calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (arrived,), (total,)))
+    placed = arrived
+    if not region.layout.plain:
+        placed = displacement if same_dtype else state.namer.new(f"d{number}_placed")
+        calls.append(_from_samples(region, arrived, placed, kind))
+    if not same_dtype:
+        calls.append(Call("rules.layout.cast", (Ref(placed), kind.dtype), (), (displacement,), (kind,)))
+    state.moved.update({edge.name: name for edge, name in zip(edges, moved, strict=True)})
+    flops = sum(work(state.plan.regions, edge) for edge in edges)
+    state.add(f"displace:{number}", "displace", number, f"target:{number}", calls, 0, flops)
+    return displacement
+
+
+def _moved(state: Lowering, edge: Edge, result: str, kind: TensorType | None) -> Call:
+    """E e_j of one edge."""
+    matrix = state.plan.matrix_of.get(edge.name)
+    sent = state.sent[matrix.name] if matrix else ""
+    return displaced(state.plan, edge, state.sampled[edge.source], sent, result, kind)
+
+
+# -- between a region's own form and that of its synapses -------------------------------------------------------------
+
+
+def _send(state: Lowering, region: Region, calls: list[Call]) -> None:
+    """Bring a region's error into the form in which its synapses take it, and through the matrices that they share."""
+    error, kind = state.errors[region.id], state.type_of(region)
+    sends = bool(state.plan.outgoing.get(region.id))
+    if sends and not region.layout.plain:
+        error = _to_samples(state, region, error, "e", calls)
+    if sends and kind.dtype != state.synapse_dtype:
+        name = state.namer.new(f"e{region.id}_{state.synapse_dtype}")
+        calls.append(Call("rules.layout.cast", (Ref(error), state.synapse_dtype), (), (name,), (None,)))
+        error = name
+    state.sampled[region.id] = error
+    for item in matrices_from(state.plan, region.id):
+        name = state.sent[item.name] = state.namer.new(f"s{region.id}")
+        sent = TensorType((kind.shape[0], item.units), state.synapse_dtype)
+        calls.append(sent_on(state.plan, item, error, name, sent if region.layout.plain else None))
+
+
+def _to_samples(state: Lowering, region: Region, value: str, label: str, calls: list[Call]) -> str:
+    """A value in a region's layout, or targets of its positions, with the batch in front; returns its name."""
+    name = state.namer.new(f"{label}{region.id}_samples")
+    dim, before, after = region.layout.dim, region.layout.before, region.layout.after
+    calls.append(Call("rules.layout.to_samples", (Ref(value), dim, before, after), (), (name,), (None,)))
+    return name
+
+
+def _from_samples(region: Region, value: str, result: str, kind: TensorType) -> Call:
+    """A value with the batch in front, in a region's own layout."""
+    dim, before, after = region.layout.dim, region.layout.before, region.layout.after
+    return Call("rules.layout.from_samples", (Ref(value), dim, before, after), (), (result,), (kind,))

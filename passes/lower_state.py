@@ -1,0 +1,89 @@
+"""What the parts of the lowering share: the tasks so far, and the names of the values that they compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from reclra_graph.ir.operators import Operator, OperatorGraph, Ref, TensorType, references
+from reclra_graph.ir.regions import Region
+from reclra_graph.ir.tasks import Call, Task
+from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.passes.names import Namer
+from reclra_graph.passes.storage import stored_by
+from reclra_graph.rules.operators import short
+
+# What a call may name beside storage: the place in a chain of operators, the batch size, and the rule's numbers.
+_NO_STORAGE = ("_", "B", "beta", "gamma", "lr")
+
+
+@dataclass
+class Lowering:
+    """A step while it is being lowered; every part adds its tasks. All names are those of the emitted file."""
+
+    plan: WiringPlan
+    names: dict[str, str]
+    """Name of every value of the operator graph."""
+    namer: Namer
+    """Hands out names for everything else."""
+    shared: dict[str, list[str]]
+    """Every parameter (``P[key]``) and synapse (``E[name]``) that learns from a sum, with the contributions so far."""
+    tasks: list[Task] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    """e_i by region, in the region's own layout and dtype."""
+    sampled: dict[int, str] = field(default_factory=dict)
+    """e_i by region as synapses take it: the batch in front, in their dtype."""
+    sent: dict[str, str] = field(default_factory=dict)
+    """M_j e_j by the name of the matrix M_j, which implicit synapses send on."""
+    moved: dict[str, str] = field(default_factory=dict)
+    """An edge's share of d_i by the edge's name, where it is written down."""
+
+    @property
+    def graph(self) -> OperatorGraph:
+        """The operators that the regions are made of."""
+        return self.plan.regions.graph
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """All regions by id."""
+        return self.plan.regions.regions
+
+    @property
+    def synapse_dtype(self) -> str:
+        """The dtype of all error synapses: the first output's."""
+        return self.type_of(self.regions[self.plan.regions.output]).dtype
+
+    def type_of(self, region: Region) -> TensorType:
+        """Shape and dtype of z_i."""
+        return self.graph.types[region.post]
+
+    def renamed(self, argument: Any) -> Any:
+        """An argument, or a tuple of arguments, with the values of the operator graph under their emitted names."""
+        if isinstance(argument, Ref):
+            return Ref(self.names.get(argument.name, argument.name))
+        return tuple(self.renamed(item) for item in argument) if isinstance(argument, tuple) else argument
+
+    def add(
+        self, name: str, kind: str, region: int, group: str, calls: list[Call], cost: int = 0, flops: int = 0
+    ) -> None:
+        """Append a task. What it reads and writes is read off its calls; ``flops`` are per sample."""
+        made = dict.fromkeys(result for call in calls for result in call.results if result)
+        stored = dict.fromkeys(item for item in map(stored_by, calls) if item)
+        named = dict.fromkeys(item for call in calls for item in references(call.args) + references(call.kwargs))
+        reads = tuple(item for item in named if item not in made and item not in _NO_STORAGE)
+        self.tasks.append(Task(name, kind, region, group, tuple(calls), reads, tuple(made | stored), cost, flops))
+
+
+def operator_flops(graph: OperatorGraph, operator: Operator) -> int:
+    """Floating-point operations per sample: two per weight and output for products, one per output otherwise."""
+    kind = operator.type or next((item for item in operator.types if item is not None), None)
+    if kind is None or not all(isinstance(size, int) for size in kind.shape[1:]):
+        return 0
+    outputs = prod(int(size) for size in kind.shape[1:])
+    name = short(operator.target)
+    if name == "linear" or name.startswith("conv"):
+        weight = operator.args[1]
+        if isinstance(weight, Ref) and weight.name in graph.types:
+            return 2 * outputs * prod(int(size) for size in graph.types[weight.name].shape[1:])
+    return outputs

@@ -1,0 +1,191 @@
+"""What a step learns, as tasks: parameters from their region's error (Eq. 5, or local derivatives), synapses from the
+errors at both their ends (Eq. 6), and from a sum what several regions or synapses share."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from reclra_graph.errors import ModelError, Problem
+from reclra_graph.ir.operators import Argument, Ref, TensorType
+from reclra_graph.ir.regions import LOCAL, Region
+from reclra_graph.ir.tasks import Call
+from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.passes.local import FRESH, local_derivatives
+from reclra_graph.passes.lower_state import Lowering, operator_flops
+from reclra_graph.passes.synapse_calls import learned, matrices_from, matrix_learned
+from reclra_graph.rules.forms import stored, what_learns, work
+from reclra_graph.rules.operators import short
+from reclra_graph.rules.table import ERROR, carry, update
+
+Deltas = list[tuple[str, str]]
+"""(what learns, name of its delta): ``("P[0.weight]", "dW1")``, ``("E[9->5]", "dE_9_5")``."""
+
+
+def learn_from_sums(plan: WiringPlan) -> set[str]:
+    """Parameters (``P[key]``) and synapses (``E[name]``) to whose change several tasks contribute."""
+    uses: dict[str, int] = {}
+    for region in plan.regions.regions:
+        # Closed forms give one contribution per use, a local derivative one per region.
+        local = plan.update_of.get(region.id) == LOCAL
+        for key in region.parameters if local else [item.parameter for item in region.updates]:
+            uses[key] = uses.get(key, 0) + 1
+    # What implicit synapses learn counts their runs already.
+    synapses = {what_learns(plan, edge) for edge in plan.edges if edge.shared and edge.form != "implicit"}
+    return {f"P[{key}]" for key, count in uses.items() if count > 1} | {f"E[{name}]" for name in synapses}
+
+
+# -- parameters -------------------------------------------------------------------------------------------------------
+
+
+def region_update(state: Lowering, region: Region) -> None:
+    """ΔW and Δb of a region from its error (Eq. 5), and the optimiser's step for the parameters that are its alone.
+
+    Raises ModelError RG303 where the region learns by local derivatives and one of them is zero everywhere."""
+    number = region.id
+    if not region.learns:
+        return
+    by_derivatives = state.plan.update_of[number] == LOCAL
+    calls, deltas = _local_derivatives(state, region) if by_derivatives else _closed_forms(state, region)
+    read = {item.operator for item in region.updates}
+    flops = sum(operator_flops(state.graph, state.graph.by_name[name]) for name in read)
+    state.add(f"update:{number}", "update", number, f"update:{number}", calls, 1, flops)
+    _optimise(state, f"optimise:{number}", region, f"update:{number}", deltas)
+
+
+def _closed_forms(state: Lowering, region: Region) -> tuple[list[Call], Deltas]:
+    """Eq. 5 for every use of a parameter, the error carried back to the operator that uses it."""
+    calls: list[Call] = []
+    deltas: Deltas = []
+    at = {region.pre: state.errors[region.id]}
+    types = {item.key: item.type for item in state.graph.parameters}
+    for item in region.updates:
+        for over, value in pairwise((*item.path, item.operator)):
+            if value not in at:
+                at[value] = _carried(state, region, over, value, at[over], calls)
+        call = update(state.graph.by_name[item.operator], state.graph, item.position)
+        assert call is not None, item
+        delta = _delta(state, item.parameter, region)
+        args = _with_error(state, call.args, at[item.operator])
+        calls.append(Call(call.function, args, (), (delta,), (types[item.parameter],)))
+        deltas.append((f"P[{item.parameter}]", delta))
+    return calls, deltas
+
+
+def _carried(state: Lowering, region: Region, over: str, value: str, error: str, calls: list[Call]) -> str:
+    """The error at ``value``, carried back over the operator ``over`` by a call that is appended; returns its name."""
+    operator = state.graph.by_name[over]
+    call = carry(operator, state.graph, value)
+    assert call is not None
+    if call.function == "rules.carry.same":
+        return error
+    result = state.namer.new(f"e{region.id}_{short(operator.target).strip('_')}")
+    kind = state.graph.types.get(value)
+    calls.append(Call(call.function, _with_error(state, call.args, error), (), (result,), (kind,)))
+    return result
+
+
+def _with_error(state: Lowering, args: tuple[Argument, ...], error: str) -> tuple[Argument, ...]:
+    """Arguments of a rule under their emitted names, the error's name in its place."""
+    # The error has its emitted name already: an input of the model may have the same one.
+    return tuple(Ref(error) if argument == ERROR else state.renamed(argument) for argument in args)
+
+
+def _local_derivatives(state: Lowering, region: Region) -> tuple[list[Call], Deltas]:
+    """Derivatives inside the region alone, means over the batch. Raises ModelError RG303 where one is 0 everywhere."""
+
+    def emitted(argument: Any) -> Any:
+        """Names made here as they are, values of the operator graph under their emitted names."""
+        if isinstance(argument, tuple):
+            return tuple(emitted(item) for item in argument)
+        fresh = isinstance(argument, Ref) and argument.name.startswith(FRESH)
+        return Ref(argument.name.removeprefix(FRESH)) if fresh else state.renamed(argument)
+
+    made, found = local_derivatives(state.graph, region, state.errors[region.id], state.namer.new)
+    calls = [
+        Call(call.function, emitted(call.args), emitted(call.kwargs),
+             tuple(name.removeprefix(FRESH) for name in call.results), call.types, call.unpack)
+        for call in made
+    ]  # fmt: skip
+    deltas: Deltas = []
+    types = {item.key: item.type for item in state.graph.parameters}
+    for key, result in found.items():
+        delta = _delta(state, key, region)
+        calls.append(Call("rules.carry.divided", (emitted(Ref(result)), Ref("B")), (), (delta,), (types[key],)))
+        deltas.append((f"P[{key}]", delta))
+    zero = [key for key in region.parameters if key not in found]
+    if zero:
+        cause = f"the derivative by {zero[0]} is zero everywhere, as behind a step function"
+        raise ModelError(Problem("RG303", cause, region.line or region.name))
+    return calls, deltas
+
+
+def _delta(state: Lowering, key: str, region: Region) -> str:
+    """A name for the change of a parameter."""
+    label = {"weight": "dW", "bias": "db"}.get(key.rpartition(".")[2], "dP")
+    return state.namer.new(f"{label}{region.id}")
+
+
+# -- synapses ---------------------------------------------------------------------------------------------------------
+
+
+def synapse_update(state: Lowering, region: Region) -> None:
+    """Eq. 6 for the synapses that arrive at a region and for the matrices of the implicit ones that leave it."""
+    plan, number, e = state.plan, region.id, state.sampled
+    calls: list[Call] = []
+    deltas: Deltas = []
+    flops = 0
+    for edge in plan.incoming.get(number, ()):
+        if edge.rule == "eq6" and edge.form != "implicit":
+            delta, d = state.namer.new(f"dE_{edge.source}_{edge.target}"), state.moved.get(edge.name, "")
+            calls.append(learned(plan, edge, e[edge.source], d, delta, state.type_of(region).dtype))
+            deltas.append((f"E[{what_learns(plan, edge)}]", delta))
+            flops += work(plan.regions, edge)
+    for item in matrices_from(plan, number):
+        delta, sent = state.namer.new(f"dM{number}"), state.sent[item.name]
+        calls.append(matrix_learned(plan, item, e[number], sent, delta, state.synapse_dtype))
+        deltas.append((f"E[{item.name}]", delta))
+        flops += 2 * item.units**2
+    if calls:
+        # A group of its own: it runs on the lane that owns the synapses, wherever the weights are updated.
+        state.add(f"synapses:{number}", "synapse", number, f"synapses:{number}", calls, 0, flops)
+        _optimise(state, f"optimise:synapses:{number}", region, f"synapses:{number}", deltas)
+
+
+# -- the optimiser's steps --------------------------------------------------------------------------------------------
+
+
+def _optimise(state: Lowering, name: str, region: Region, group: str, deltas: Deltas) -> None:
+    """The optimiser's step for what learns from these deltas alone; the others are noted for their sums."""
+    steps = []
+    for store, delta in deltas:
+        if store in state.shared:
+            state.shared[store].append(delta)
+        else:
+            steps.append(Call("optimise", (Ref(store), Ref(delta), Ref("lr"))))
+    if steps:
+        state.add(name, "optimise", region.id, group, steps)
+
+
+def shared_updates(state: Lowering) -> None:
+    """What has several contributions learns from their sum, once all regions that use it are done; a synapse on the
+    lane that owns it."""
+    types = {f"P[{held.key}]": held.type for held in state.graph.parameters}
+    owners = {}
+    for item in stored(state.plan):
+        types[f"E[{item.name}]"] = TensorType(item.shape, state.type_of(state.regions[item.region]).dtype)
+        owners[f"E[{item.name}]"] = item.region
+    sums = [(store, deltas) for store, deltas in sorted(state.shared.items()) if deltas]
+    for number, (store, deltas) in enumerate(sums, start=1):
+        total = state.namer.new(f"dS{number}")
+        calls = [
+            Call("rules.target.total", tuple(Ref(delta) for delta in deltas), (), (total,), (types[store],)),
+            Call("optimise", (Ref(store), Ref(total), Ref("lr"))),
+        ]
+        if store in owners:
+            name, region = f"synapses:{store[2:-1]}", owners[store]
+            group = f"synapses:{region}:shared"
+        else:
+            name, region = store[2:-1], state.plan.regions.output
+            group = f"optimise:{name}"
+        state.add(f"optimise:{name}", "optimise", region, group, calls)
