@@ -22,10 +22,11 @@ from reclra_graph.passes.names import value_names
 from reclra_graph.passes.storage import storage_order
 
 
-def lower(plan: WiringPlan) -> TaskGraph:
-    """The task graph of one step: tasks in an order in which they can run. Raises ModelError RG303 where a parameter
+def lower(plan: WiringPlan, without: tuple[str, ...] = ()) -> TaskGraph:
+    """The task graph of one step: tasks in an order in which they can run; ``without``: optimisations that are left out
+    (``reclra_graph.options.OPTIMISATIONS``). Raises ModelError RG303 where a parameter
     has no local derivative."""
-    state = Lowering(plan, *value_names(plan.regions), shared={store: [] for store in learn_from_sums(plan)})
+    state = Lowering(plan, *value_names(plan.regions), {store: [] for store in learn_from_sums(plan)}, without)
     late = bookkeeping(state.graph)
     forward_pass(state, late)
     losses(state)

@@ -8,6 +8,7 @@ from reclra_graph.ir.regions import Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, Loss
 from reclra_graph.passes.lower_state import Lowering
+from reclra_graph.passes.straight import direct, is_straight, needs_error
 from reclra_graph.passes.synapse_calls import FEW, displaced, matrices_from, sent_on
 from reclra_graph.rules.forms import work
 
@@ -80,6 +81,9 @@ def _output_error(
 
 def region_error(state: Lowering, region: Region) -> None:
     """e_i of a region from the errors that arrive: its target (Eq. 3), and how far its output is from that (Eq. 4)."""
+    if is_straight(state, region):
+        _straight_error(state, region)
+        return
     rates, kind, number = state.plan.rates, state.type_of(region), region.id
     y = _target(state, region)
     error = state.errors[number] = state.namer.new(f"e{number}")
@@ -90,6 +94,33 @@ def region_error(state: Lowering, region: Region) -> None:
         calls.append(Call("rules.discrepancy.gained", (Ref(first), Ref("beta")), (), (error,), (kind,)))
     _send(state, region, calls)
     state.add(f"error:{number}", "error", number, f"target:{number}", calls, 0, 2 * region.units)
+
+
+def _straight_error(state: Lowering, region: Region) -> None:
+    """e_i where φ_i is the identity: no target is made, and no error either where nothing takes one."""
+    number, kind, rates = region.id, state.type_of(region), state.plan.rates
+    shift = (Ref("beta"), rates.kappa_of(number))
+    edge = direct(state, region)
+    calls: list[Call] = []
+    if edge is None:
+        error = state.errors[number] = state.namer.new(f"e{number}")
+        args = (Ref(_displacement(state, region)), *shift)
+        calls.append(Call("rules.discrepancy.straight", args, (), (error,), (kind,)))
+        _send(state, region, calls)
+        flops = region.units
+    else:
+        source = state.regions[edge.source]
+        s = state.shifts[number] = state.namer.new(f"s{number}")
+        sent = state.type_of(source) if source.layout.plain and kind.dtype == state.type_of(source).dtype else None
+        args = (Ref(state.sampled[source.id]), *shift)
+        calls.append(Call("rules.discrepancy.straight", args, (), (s,), (sent,)))
+        flops = source.units
+        if needs_error(state, region):
+            error = state.errors[number] = state.namer.new(f"e{number}")
+            calls.append(displaced(state.plan, edge, s, "", error, kind))
+            _send(state, region, calls)
+            flops += work(state.plan.regions, edge)
+    state.add(f"target:{number}", "target", number, f"target:{number}", calls, 1, flops)
 
 
 def _target(state: Lowering, region: Region) -> str:

@@ -29,11 +29,15 @@ class Lowering:
     """Hands out names for everything else."""
     shared: dict[str, list[str]]
     """Every parameter (``P[key]``) and synapse (``E[name]``) that learns from a sum, with the contributions so far."""
+    without: tuple[str, ...] = ()
+    """Optimisations that are left out."""
     tasks: list[Task] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     """e_i by region, in the region's own layout and dtype."""
     sampled: dict[int, str] = field(default_factory=dict)
     """e_i by region as synapses take it: the batch in front, in their dtype."""
+    shifts: dict[int, str] = field(default_factory=dict)
+    """s by region, where e_i = E s: the source's error, as it shifts a region without an activation."""
     sent: dict[str, str] = field(default_factory=dict)
     """M_j e_j by the name of the matrix M_j, which implicit synapses send on."""
     moved: dict[str, str] = field(default_factory=dict)

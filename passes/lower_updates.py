@@ -14,6 +14,7 @@ from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.lower_state import Lowering, operator_flops
 from reclra_graph.passes.synapse_calls import learned, matrices_from, matrix_learned
+from reclra_graph.passes.straight import factored
 from reclra_graph.rules.forms import stored, what_learns, work
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import ERROR, carry, update
@@ -57,9 +58,16 @@ def _closed_forms(state: Lowering, region: Region) -> tuple[list[Call], Deltas]:
     """Eq. 5 for every use of a parameter, the error carried back to the operator that uses it."""
     calls: list[Call] = []
     deltas: Deltas = []
-    at = {region.pre: state.errors[region.id]}
+    at = {region.pre: state.errors[region.id]} if region.id in state.errors else {}
     types = {item.key: item.type for item in state.graph.parameters}
     for item in region.updates:
+        if region.id in state.shifts:
+            delta = _delta(state, item.parameter, region)
+            made = factored(state, region, item, delta, types[item.parameter])
+            if made is not None:
+                calls += made
+                deltas.append((f"P[{item.parameter}]", delta))
+                continue
         for over, value in pairwise((*item.path, item.operator)):
             if value not in at:
                 at[value] = _carried(state, region, over, value, at[over], calls)

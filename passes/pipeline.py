@@ -90,7 +90,7 @@ def compile_model(
 
     found = clock.run("costs", lambda: _costs(regions, options, device, batch, priced))
     plan = clock.run("wire", lambda: verify(wire(regions, options, found)))
-    tasks = clock.run("lower", lambda: verify(lower(plan)))
+    tasks = clock.run("lower", lambda: verify(lower(plan, options.without)))
     part = replace(tasks.plan, batch=-(-tasks.plan.batch // options.micro_batches))
     tasks = clock.run("price", lambda: verify(priced(replace(tasks, plan=part))))
     if options.placed or plan.placement:
@@ -120,7 +120,7 @@ def _costs(
         options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False, synapse_memory=None, gpu_memory=None
     )
     flat = replace(wire(regions, plain, units), device=device, batch=batch)
-    return device_costs(priced(lower(flat)))
+    return device_costs(priced(lower(flat, options.without)))
 
 
 def explain_model(

@@ -57,6 +57,7 @@ def compile(  # named as torch.compile is
     micro_batches: int = 1,
     placement: str = "auto",
     overlap_steps: bool = False,
+    without: Sequence[str] = (),
     device: str = "unit",
     profile: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -90,6 +91,7 @@ def compile(  # named as torch.compile is
         "pipeline" gives each GPU regions of its own and their part of the forward pass, as "auto" does where there are
         micro-batches or overlapping steps. overlap_steps: let the next step begin in regions that are updated already;
         call ``step.join()`` before you read parameters elsewhere.
+    without: optimisations to leave out, of ``reclra_graph.options.OPTIMISATIONS``; the step learns the same.
     device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
         (docs/architecture.md), or "unit", the paper's unit-cost model. profile: measure costs on the model's own device
         instead; what was measured is kept in the user's cache folder.
@@ -105,7 +107,7 @@ def compile(  # named as torch.compile is
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
         synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, micro_batches=micro_batches,
-        placement=placement, overlap_steps=overlap_steps, device=device, profile=profile,
+        placement=placement, overlap_steps=overlap_steps, without=without, device=device, profile=profile,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)
@@ -126,6 +128,7 @@ def make_options(**given: Any) -> Options:
     given["kappa"] = tuple(
         sorted((given.get("kappa") or {}).items(), key=lambda item: (isinstance(item[0], str), item))
     )
+    given["without"] = tuple(given.get("without") or ())
     given["class_weights"] = tuple(float(item) for item in given.get("class_weights") or ())
     return Options(**given)
 

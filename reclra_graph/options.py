@@ -19,6 +19,9 @@ FRONTENDS = ("auto", "export", "record")
 OPTIMIZERS = ("sgd",)
 UPDATES = ("analytic", "local_vjp")
 PLACEMENTS = ("auto", "pipeline")
+OPTIMISATIONS = ("straight", "factors")
+"""What makes a step faster and can be left out: errors of regions without an activation made at once (``straight``),
+and updates that need no such error (``factors``)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Options:
     costs on this machine, instead of taking them from the device's numbers.
     micro_batches: parts that a batch is cut into; parameters learn once, from all. placement: "pipeline" gives every
     GPU regions of its own, and their part of the forward pass; "auto" does so where there are several micro-batches or
-    overlapping steps. overlap_steps: let a step begin in regions that the one before has updated.
+    overlapping steps. overlap_steps: let a step begin in regions that the one before has updated. without: names of
+    OPTIMISATIONS to leave out.
     """
 
     gpus: int = 1
@@ -111,6 +115,7 @@ class Options:
     micro_batches: int = 1
     placement: str = "auto"
     overlap_steps: bool = False
+    without: tuple[str, ...] = ()
 
     @property
     def placed(self) -> bool:
@@ -154,6 +159,7 @@ class Options:
             ("update", self.update, UPDATES),
             ("norm", self.norm, (1, 2)),
             ("placement", self.placement, PLACEMENTS),
+            *(("without", item, OPTIMISATIONS) for item in self.without),
         ):
             if value not in allowed or isinstance(value, bool):
                 choices = ", ".join(repr(item) for item in allowed)

@@ -17,6 +17,7 @@ def rule(name: str) -> Callable[..., Any]:
     if prefix != "rules" or module not in (
         "carry",
         "discrepancy",
+        "factors",
         "implicit",
         "layout",
         "loss",

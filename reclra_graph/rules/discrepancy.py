@@ -12,6 +12,12 @@ def mismatch(z: Tensor, y: Tensor, norm: int, kappa: float) -> Tensor:
     return scaled(torch.sign(e) if norm == 1 else e, kappa)
 
 
+def straight(d: Tensor, beta: float, kappa: float) -> Tensor:
+    """κ_i (z_i − y_i) = κ_i β d_i where φ_i is the identity, so that y_i = z_i − β d_i; or κ_i β e_j, of which e_i is
+    then the displacement."""
+    return scaled(beta * d, kappa)
+
+
 def scaled(e: Tensor, kappa: float) -> Tensor:
     """κ_i e_i, without work where κ_i = 1."""
     return e if kappa == 1.0 else kappa * e

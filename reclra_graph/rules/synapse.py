@@ -127,7 +127,7 @@ def _sizes(sizes: Shape) -> int | Shape:
     return sizes[0] if len(sizes) == 1 else sizes
 
 
-def _mean(e: Tensor, source: Shape, axis: int) -> Tensor:
+def mean_over_positions(e: Tensor, source: Shape, axis: int) -> Tensor:
     """e_j averaged over its positions: [B, features]."""
     sizes = places(source, axis)
     if prod(sizes) == 1:
@@ -171,7 +171,7 @@ def token_displace(
     there = places(target, target_axis)
     sizes = grid(places(source, source_axis), there)
     if not sizes:
-        return _everywhere(_mean(e, source, source_axis) @ synapse.T, target, target_axis)
+        return _everywhere(mean_over_positions(e, source, source_axis) @ synapse.T, target, target_axis)
     e, axis = _pooled(e, source, source_axis, sizes)
     repeats = len(sizes) == len(there) and sizes != there
     if target_axis == -1 and not repeats:
@@ -202,7 +202,7 @@ def token_eq6(
         e, axis = _pooled(e, source, source_axis, sizes)
         e = (e if axis == -1 else _columns(e, axis, sizes).mT).flatten(0, -2)
     else:
-        e = _mean(e, source, source_axis)
+        e = mean_over_positions(e, source, source_axis)
     return rate * (synapse @ (e.T @ e)) if few else rate * ((e @ synapse.T).T @ e)
 
 

@@ -71,9 +71,13 @@ def batch_norm_scale(e: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, batch: 
 
 def layer_norm_scale(e: Tensor, x: Tensor, batch: int, rank: int, shape: tuple[int, ...], eps: float) -> Tensor:
     """Δγ = Σ e x̂, x̂ normalised over the last ``len(shape)`` dimensions. e, x: [B, …, *shape]; returns ``shape``."""
-    normal = torch.ops.aten.layer_norm.default(x, list(shape), None, None, eps)
-    delta: Tensor = (e * normal).sum(tuple(range(rank - len(shape)))) / batch
-    return delta
+    normal: Tensor = torch.ops.aten.layer_norm.default(x, list(shape), None, None, eps)
+    return norm_scale(e, normal, batch, rank, shape)
+
+
+def norm_scale(e: Tensor, normal: Tensor, batch: int, rank: int, shape: tuple[int, ...]) -> Tensor:
+    """Δγ = Σ e x̂ of a layer norm whose x̂ is at hand. e, normal: [B, …, *shape]; returns ``shape``."""
+    return (e * normal).sum(tuple(range(rank - len(shape)))) / batch
 
 
 def layer_norm_shift(e: Tensor, batch: int, rank: int, shape: tuple[int, ...]) -> Tensor:
