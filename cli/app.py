@@ -21,6 +21,7 @@ from reclra_graph.options import (
     FORMS,
     FRONTENDS,
     LOSSES,
+    OPTIMISATIONS,
     OPTIMIZERS,
     PLACEMENTS,
     SIGNS,
@@ -98,6 +99,9 @@ def compile_command(
     overlap_steps: Annotated[
         bool, typer.Option("--overlap-steps", help="Let a step begin in regions that the one before has updated.")
     ] = DEFAULT.overlap_steps,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help=f"An optimisation to leave out: {_one_of(OPTIMISATIONS)}.")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Whose costs to plan with: unit, cpu, v100, a100, h200, or a JSON file.")
     ] = DEFAULT.device,
@@ -141,6 +145,7 @@ def compile_command(
         "micro_batches": micro_batches,
         "placement": placement,
         "overlap_steps": overlap_steps,
+        "without": without or (),
         "device": device,
         "profile": profile,
         "optimizer": optimizer,

@@ -13,8 +13,8 @@ from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.lower_state import Lowering, operator_flops
-from reclra_graph.passes.synapse_calls import learned, matrices_from, matrix_learned
 from reclra_graph.passes.straight import factored
+from reclra_graph.passes.synapse_calls import learned, matrices_from, matrix_learned
 from reclra_graph.rules.forms import stored, what_learns, work
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import ERROR, carry, update

@@ -3,13 +3,14 @@
 Before:  y13 = z13 - beta * d13;  e13 = z13 - y13;  dW13 = e13.flatten(0, -2).T @ z12.flatten(0, -2) / B
 After:   s13 = beta * e15;  dW13 = E.T.reshape(…).flatten(0, -2).T @ (s13.T @ z12.flatten(1)).reshape(…) / B
 
-The target is not made, since e_i = κ_i β d_i. Where what arrives has few units, the error is not made either: updates sum
-over these units instead of over the batch or over positions. Neither changes the step but for rounding. Off with
+The target is not made, since e_i = κ_i β d_i. Where what arrives has few units, the error is not made either: updates
+sum over these units instead of over the batch or over positions. Neither changes the step but for rounding. Off with
 ``without=("straight",)`` and ``without=("factors",)``.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 from reclra_graph.ir.operators import Argument, Ref, TensorType
@@ -158,7 +159,5 @@ def _normalised(rule: Call) -> tuple[Argument, ...]:
 def _as_it_is(state: Lowering, item: Update) -> bool:
     """Whether the error reaches the operator as it is."""
     route = (*item.path, item.operator)
-    carried = [
-        carry(state.graph.by_name[over], state.graph, value) for over, value in zip(route, route[1:], strict=False)
-    ]
+    carried = [carry(state.graph.by_name[over], state.graph, value) for over, value in pairwise(route)]
     return all(call is not None and call.function == "rules.carry.same" for call in carried)

@@ -1,8 +1,8 @@
 """Updates from errors that are never made.
 
-Where φ_i is the identity, Eqs. 3 and 4 give e_i = κ_i (h_i − (h_i − β d_i)) = E s with s = κ_i β e_j: the error of region
-i is linear in that of region j (``rules.discrepancy.straight``). Every update f of Eq. 5 sums over the batch what is
-linear in e_i and linear in the operator's input x, so that
+Where φ_i is the identity, Eqs. 3 and 4 give e_i = κ_i (h_i − (h_i − β d_i)) = E s with s = κ_i β e_j: the error of
+region i is linear in that of region j (``rules.discrepancy.straight``). Every update f of Eq. 5 sums over the batch
+what is linear in e_i and linear in the operator's input x, so that
 
     Σ_b f(E s[b], x[b])  =  Σ_b Σ_k s[b, k] f(E[:, k], x[b])  =  Σ_k f(E[:, k], Σ_b s[b, k] x[b]).
 

@@ -21,6 +21,7 @@ RANK = {
     "options": 1,
     "data": 1,
     "example_inputs": 1,
+    "user_cache": 1,
     "structure": 1,
     "check_model": 2,
     "formats": 2,
