@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from reclra_graph.bench.jobs import Row, versions
 from reclra_graph.bench.record import circumstances, write_json, write_text
-from reclra_graph.bench.zoo import Row, Settings, versions
+from reclra_graph.bench.zoo import Settings
 from reclra_graph.errors import CODES
 
 BAR = {"own": 1.0, "libraries": 0.97, "ratio": 3.0}
