@@ -14,13 +14,14 @@ from torch import Tensor
 
 from reclra_graph.bench.jobs import Row
 from reclra_graph.bench.measure import coded, told
-from reclra_graph.bench.step_arms import ARMS, FORMATS, Run, Settings, backprop_eager, lacks, step_of
+from reclra_graph.bench.step_arms import ARMS, FORMATS, Run, Settings, backprop_eager, lacks, reclra_eager, step_of
 from reclra_graph.bench.step_cases import BATCHES, CASES, QUICK, Case
 from reclra_graph.bench.step_figures import verdict
 from reclra_graph.bench.step_memory import peak_bytes
 from reclra_graph.bench.step_probes import probes, settle
 from reclra_graph.errors import Problem, ReclraError
 from reclra_graph.passes.kernels import CountKernels
+from reclra_graph.runtime.compiled import CompiledStep
 
 
 @dataclass(frozen=True)
@@ -202,17 +203,17 @@ class _Timing(_Measurement):
         """The arithmetic and the memory traffic of a step, as the cost model counts them: operator by operator, so that
         what is compiled counts as what it was compiled from."""
         cell = self.row["cells"][name]
-        run = self.runs[name]
-        step = step_of(run)
-        if step is not None:
-            forms = Counter(edge.form for edge in step.plan.edges)
-            cell["plan"] = {
-                "digest": step.program.digest, "regions": len(step.plan.regions.sites), "depth": step.plan.depth,
-                "lanes": len(step.schedule.lanes), "synapses": dict(sorted(forms.items())),
-            }  # fmt: skip
-            run = step
+        settings = self.request.settings(cell["format"] or "contiguous")
+        if cell["peer"]:
+            run = backprop_eager(self.case, settings)
         else:
-            run = backprop_eager(self.case, self.request.settings(cell["format"] or "contiguous"))
+            run = step_of(self.runs[name]) or reclra_eager(self.case, settings)
+            assert isinstance(run, CompiledStep)
+            forms = Counter(edge.form for edge in run.plan.edges)
+            cell["plan"] = {
+                "digest": run.program.digest, "regions": len(run.plan.regions.sites), "depth": run.plan.depth,
+                "lanes": len(run.schedule.lanes), "synapses": dict(sorted(forms.items())),
+            }  # fmt: skip
         with CountKernels() as counter:
             run(*self.batch(name, 0))
         cell["flops"] = sum(flops for flops, _ in counter.found)

@@ -127,12 +127,18 @@ def _summary(items: Sequence[Mapping[str, Any]]) -> str:
     return _table(heads, rows) if rows else "Nothing was measured beside a backpropagation."
 
 
-def _missing(cases: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+def _missing(cases: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """A line for each case that was left out, and for each arm with the cases that it was left out of."""
+    absent: dict[tuple[str, str], list[str]] = {}
     for case in cases:
         if case["skipped"]:
             yield f"- **{case['name']}**: {plain(case['skipped'])}"
-        for arm, why in case["absent"].items():
-            yield f"- **{case['name']}**, {arm}: {plain(why)}"
+        for item in case["absent"].items():
+            absent.setdefault(item, []).append(case["name"])
+    offered = sum(1 for case in cases if case["cells"])
+    for (arm, why), names in absent.items():
+        where = "" if len(names) == offered else f" in {', '.join(names)}"
+        yield f"- {arm}{where}: {plain(why)}"
 
 
 def _case(case: Mapping[str, Any]) -> str:
