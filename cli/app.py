@@ -260,13 +260,15 @@ def report(
     work: Callable[[Callable[[str], None]], tuple[dict[str, Any], Callable[[], None]]],
     as_json: bool,
     quiet: bool,
+    bar: bool = False,
 ) -> None:
-    """Do the work under a progress line, print its result or its errors, and exit with the right status."""
+    """Do the work under a progress line, print its result or its errors, and exit with the right status. ``bar``: the
+    work shows its progress itself."""
     from reclra_graph.cli import render
 
     try:
         # What the user's own files print must not end up inside the result.
-        with render.progress(hidden=as_json or quiet) as phase, contextlib.redirect_stdout(sys.stderr):
+        with render.progress(hidden=as_json or quiet or bar) as phase, contextlib.redirect_stdout(sys.stderr):
             value, show = work(phase)
     except ReclraError as error:
         found = [problem if problem.place else replace(problem, place=model) for problem in error.problems]

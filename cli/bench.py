@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reclra_graph.cli.bench_step import step_command
 from reclra_graph.errors import Problem, ReclraError, UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 RESULTS = Path("docs/results/zoo.json")
 
 bench_app = typer.Typer(help="Measure, and write down what was measured.", no_args_is_help=True)
+bench_app.command("step")(step_command)
 
 
 @bench_app.callback()

@@ -43,17 +43,20 @@ def _bar(console: Console, count: str) -> Progress:
 
 
 @contextmanager
-def counted(total: int) -> Iterator[Callable[[int, int, dict[str, Any] | None, Sequence[str]], None]]:
-    """A bar of models done, with a line for each that fails, on standard error; silent where there is no terminal."""
+def counted(
+    total: int, hidden: bool = False
+) -> Iterator[Callable[[int, int, dict[str, Any] | None, Sequence[str]], None]]:
+    """A bar of models done, with a line for each that fails, on standard error; silent where ``hidden``, or no
+    terminal."""
     console = Console(file=sys.stderr)
-    if not console.is_terminal:
+    if hidden or not console.is_terminal:
         yield lambda done, total, row, names: None
         return
     with _bar(console, "{task.completed}/{task.total}") as bar:
         task = bar.add_task("", total=total, now="")
 
         def show(done: int, total: int, row: dict[str, Any] | None, names: Sequence[str]) -> None:
-            bar.update(task, completed=done, now=Text(", ".join(names)))
+            bar.update(task, completed=done, total=total, now=Text(", ".join(names)))
             if row is not None and not row["passed"]:
                 first = row["failures"][0]
                 what = f"{row['source']} {row['name']}: {first['code']} {first['name']}: {first['cause']}"
@@ -105,6 +108,13 @@ def zoo(content: dict[str, Any], lines: Sequence[str], files: Sequence[Path]) ->
         console.print(Text(line))
     for path in files:
         console.print(Text(f"written: {path}"))
+
+
+def stepped(lines: Sequence[str], files: Sequence[Path]) -> None:
+    """The result of ``bench step`` on standard output."""
+    console = _console()
+    for line in [*lines, *(f"written: {path}" for path in files)]:
+        console.print(Text(line))
 
 
 def problems(found: Sequence[Problem]) -> None:

@@ -17,6 +17,16 @@ _FREE = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "s
 _PICKS = {"embedding", "index_select", "gather", "index"}
 """Operators that read no more of a table than what they return."""
 
+_ATEN = torch.ops.aten
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    # PyTorch has formulas for attention on a GPU, none for the same on the CPU.
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
+
 Kernel = tuple[int, int]
 """(floating-point operations, bytes read and written) of one kernel."""
 
@@ -42,7 +52,7 @@ class CountKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             results = _tensors(out)
             given = results if name in _PICKS else _tensors((args, kwargs))
             moved = _bytes(given) + _bytes(results)
-            formula: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
+            formula = _FORMULAS.get(func._overloadpacket)
             if formula is not None:
                 flops = int(formula(*args, **kwargs, out_val=out))
             else:

@@ -130,6 +130,8 @@ CODES: dict[str, tuple[str, str]] = {
     "RG805": ("zoo-memory-limit", "Give the model more memory with --memory."),
     "RG806": ("zoo-process-ended", "Run `python -m reclra_graph.bench.worker` on the model by itself; read its log."),
     "RG807": ("zoo-check-failed", "This is a bug in reclra-graph; please report it with the model."),
+    "RG808": ("bench-loss", "Give a lower --lr, or more --rounds; a time is no result where nothing is learned."),
+    "RG809": ("bench-cell-failed", "Read the cause, and the log in the folder --work; run it again with --fresh."),
     "RG901": ("search-extra-missing", "Install it: pip install 'reclra-graph[search]'."),
     "RG902": ("another-search", "Give another folder with --out, or remove this one."),
 }

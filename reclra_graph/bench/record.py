@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from reclra_graph.errors import ModelError, Problem
@@ -46,6 +50,21 @@ def circumstances(command: str) -> dict[str, Any]:
     }
 
 
+def written(content: Mapping[str, Any]) -> str:
+    """Where a result comes from, as a sentence of its page."""
+    versions = ", ".join(f"{name} {value}" for name, value in content["versions"].items() if value)
+    machine = content["machine"]
+    return (
+        f"Written by `{content['command']}` on {content['finished'][:10]}, commit {content['commit'] or 'unknown'}; "
+        f"{machine['processor']}, {machine['cores']} cores; {versions}."
+    )
+
+
+def plain(text: str) -> str:
+    """Text that means nothing to Markdown."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
 def processor() -> str:
     """Name of the processor, or of its architecture where the system does not say."""
     try:
@@ -66,6 +85,22 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+@cache
+def example(name: str) -> ModuleType:
+    """An example's module, from the checkout's folder examples/. Raises ModelError RG802 where there is none."""
+    path = ROOT / "examples" / f"{name}.py"
+    if not path.is_file():
+        advice = "Run it from a checkout of reclra-graph: the installed package has no examples."
+        raise ModelError(Problem("RG802", f"there is no example {name}", str(path), advice))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:

@@ -12,11 +12,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from reclra_graph.bench.jobs import leave_with
+
 
 def main(arguments: list[str]) -> int:
     """Measure one model and write its row."""
     source, name, path, seed, threads = arguments
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with, args=(sys.stdin.buffer,), daemon=True).start()
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")  # random weights: nothing to fetch
     import torch
 
@@ -31,11 +33,6 @@ def main(arguments: list[str]) -> int:
 
     Measurement(source, name, int(seed), report).run()
     return 0
-
-
-def _leave_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(3)
 
 
 def _peak() -> int | None:

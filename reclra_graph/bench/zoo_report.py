@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reclra_graph.bench.record import circumstances, write_json, write_text
-from reclra_graph.bench.zoo import Row, Settings, versions
+from reclra_graph.bench.jobs import Row, versions
+from reclra_graph.bench.record import circumstances, plain, write_json, write_text, written
+from reclra_graph.bench.zoo import Settings
 from reclra_graph.errors import CODES
 
 BAR = {"own": 1.0, "libraries": 0.97, "ratio": 3.0}
@@ -111,12 +112,9 @@ def headline(content: dict[str, Any]) -> list[str]:
 
 def markdown(content: dict[str, Any]) -> str:
     """The report as a page: the result, every failure with its cause, and a row for each model."""
-    versions_ = ", ".join(f"{name} {value}" for name, value in content["versions"].items() if value)
-    machine = content["machine"]
     parts = [
         "# The zoo",
-        f"Written by `{content['command']}` on {content['finished'][:10]}, commit {content['commit'] or 'unknown'}; "
-        f"{machine['processor']}, {machine['cores']} cores; {versions_}. Weights, inputs and targets are random.",
+        f"{written(content)} Weights, inputs and targets are random.",
         "\n".join(f"- {line}" for line in headline(content)),
     ]
     failed = [row for row in content["models"] if not row["passed"]]
@@ -138,12 +136,7 @@ def _bullet(row: Row) -> str:
         f"{item['code']} {item['name']} ({item['stage']}): {item['cause']}" for item in row["failures"]
     )
     shown = [*causes][:3] + ([f"{len(causes) - 3} more"] if len(causes) > 3 else [])
-    return f"- **{_name(row)}**: " + "; ".join(_plain(text) for text in shown)
-
-
-def _plain(text: str) -> str:
-    """Text that means nothing to Markdown."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return f"- **{_name(row)}**: " + "; ".join(plain(text) for text in shown)
 
 
 def _table(rows: Iterable[Row]) -> list[str]:

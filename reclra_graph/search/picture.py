@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
+
+from reclra_graph.export.chart import head, ticks
 
 if TYPE_CHECKING:
     from reclra_graph.search.study import Row
 
 WIDTH, HEIGHT = 640, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 44, 52
-_STYLE = (
-    "text{font:11px system-ui,'DejaVu Sans',sans-serif;fill:#20242c}.bg{fill:#fbfbfa}.rule{stroke:#d3d8e2}"
-    ".soft{fill:#5d6678}.h{font-size:14px;font-weight:700}.dot{fill:#9fb8da;stroke:#fff}.on{fill:#cb4b45}"
-    ".front{fill:none;stroke:#cb4b45;stroke-width:1.5}"
-    "@media (prefers-color-scheme:dark){text{fill:#e4e7ee}.bg{fill:#15181e}.rule{stroke:#39414f}.soft{fill:#9aa4b7}"
-    ".dot{fill:#4d6f9c;stroke:#15181e}.on{fill:#f0736c}.front{stroke:#f0736c}}"
-)
 
 
 def pareto_svg(rows: Sequence[Row], front: Sequence[Row], clock: str) -> str:
@@ -26,16 +20,11 @@ def pareto_svg(rows: Sequence[Row], front: Sequence[Row], clock: str) -> str:
     done = [(row, row.time, row.error) for row in rows if row.error is not None and row.state == "finished"]
     unit = "ms" if clock == "ns" else "units"
     scale = 1e-6 if clock == "ns" else 1.0
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'role="img" aria-label="Held-out error against predicted step time">',
-        f'<style>{_STYLE}</style><rect class="bg" width="{WIDTH}" height="{HEIGHT}"/>',
-        f'<text class="h" x="{_LEFT}" y="24">Held-out error against predicted step time</text>',
-    ]
+    lines = head("Held-out error against predicted step time", WIDTH, HEIGHT, _LEFT)
     if not done:
         return "\n".join([*lines, f'<text x="{_LEFT}" y="60">No trial has finished.</text>', "</svg>", ""])
-    across = _ticks([time * scale for _, time, _ in done])
-    up = _ticks([error for _, _, error in done])
+    across = ticks([time * scale for _, time, _ in done])
+    up = ticks([error for _, _, error in done])
 
     def x(time: float) -> float:
         share = (time * scale - across[0]) / (across[-1] - across[0])
@@ -58,26 +47,14 @@ def pareto_svg(rows: Sequence[Row], front: Sequence[Row], clock: str) -> str:
         f"{unit}</text>"
     )
     way = " ".join(f"{x(row.time)},{y(row.error or 0)}" for row in front)
-    lines.append(f'<polyline class="front" points="{way}"/>')
+    lines.append(f'<polyline class="line" points="{way}"/>')
     best = {row.number for row in front}
     for row, time, error in sorted(done, key=lambda item: item[0].number in best):
         said = ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
                          for key, value in row.options.items())  # fmt: skip
-        kind = "dot on" if row.number in best else "dot"
+        kind = "mark on" if row.number in best else "mark"
         title = escape(f"trial {row.number}: {error:.4f}; {said}")
         lines.append(f'<circle class="{kind}" cx="{x(time)}" cy="{y(error)}" r="5"><title>{title}</title></circle>')
         if row.number in best:
             lines.append(f'<text x="{x(time) + 8}" y="{y(error) - 6}">{row.number}</text>')
     return "\n".join([*lines, "</svg>", ""])
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """Four to eight round numbers around all values; two at least, also around a single value."""
-    low, high = min(values), max(values)
-    if high <= low:
-        low, high = low - (abs(low) * 0.1 or 0.1), high + (abs(high) * 0.1 or 0.1)
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import reclra_graph as rg
 from reclra_graph.bench.loader import imported
+from reclra_graph.bench.step_memory import added_bytes
 from reclra_graph.passes.memory import predicted_peak
 from reclra_graph.runtime.compiled import CompiledStep
 from tests.bench.record import RESULTS, circumstances, progress, write_json
@@ -47,16 +47,7 @@ def measured_peak(step: CompiledStep, inputs: tuple[Tensor, ...], target: Any) -
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
         for value in (*step.storage().values(), *step.synapses.values(), *inputs, *goals)
     }
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step(inputs, target)
-    assert found.profiler is not None
-    assert found.profiler.kineto_results is not None
-    now = peak = 0
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda item: item.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return sum(storages.values()), peak
+    return sum(storages.values()), added_bytes(lambda: step(inputs, target))
 
 
 def _mlp() -> Made:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from reclra_graph.bench import record
-from reclra_graph.bench.record import ROOT, spread, write_json
+from reclra_graph.bench.record import ROOT, example, spread, write_json
 
 __all__ = ["RESULTS", "ROOT", "circumstances", "example", "progress", "spread", "write_json"]
 
@@ -34,15 +32,3 @@ def script_name(path: str) -> str:
         return Path(path).resolve().relative_to(ROOT).as_posix()
     except ValueError:
         return Path(path).name
-
-
-def example(name: str) -> ModuleType:
-    """An example's module, from the folder examples/."""
-    path = ROOT / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
-    spec.loader.exec_module(module)
-    return module

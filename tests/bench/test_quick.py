@@ -17,7 +17,6 @@ BENCHES = Path(__file__).resolve().parent
     ("script", "keys"),
     [
         ("compile_time.py", {"config", "models"}),
-        ("step_cpu.py", {"config", "arms", "ratios"}),
         ("scaling.py", {"kinds"}),
         ("cost_model.py", {"config", "device", "probe", "rank_correlation", "pairs"}),
         (
@@ -47,7 +46,7 @@ def test_quick(script: str, keys: set[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["compile_time.py", "step_cpu.py", "scaling.py", "implicit_resnet50.py"])
+@pytest.mark.parametrize("script", ["compile_time.py", "scaling.py", "implicit_resnet50.py"])
 def test_quick_writes_nothing_by_itself(script: str, tmp_path: Path) -> None:
     results = BENCHES.parents[1] / "docs" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.iterdir()} if results.exists() else {}
