@@ -10,116 +10,63 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from reclra_graph.cli import option_types
 from reclra_graph.cli.bench import bench_app
 from reclra_graph.cli.search import search_command
 from reclra_graph.errors import Problem, ReclraError, UsageError
-from reclra_graph.options import (
-    FORMS,
-    FRONTENDS,
-    LOSSES,
-    OPTIMISATIONS,
-    OPTIMIZERS,
-    PLACEMENTS,
-    SIGNS,
-    SYNAPSE_RULES,
-    UPDATES,
-    WIRINGS,
-    Options,
-)
+from reclra_graph.options import Options
 
 if TYPE_CHECKING:
     from reclra_graph.model_file import LoadedModel
 
-MODEL_HELP = (
-    "A Python file that offers `model` or `build_model()`, and `example_inputs`; package.module:factory; "
-    "a program that torch.export.save wrote (.pt2); or an ONNX file (.onnx)."
-)
-INPUT_HELP = (
-    "Shape of an example input, such as 64x1x28x28 or 64x128:int64, by keyword as ids=64x128:int64; "
-    "once for each input of the model."
-)
 DEFAULT = Options()
 
 
-def _one_of(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names))
-
-
-Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-Inputs = Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP, metavar="SHAPE")]
-Output = Annotated[str | None, typer.Option(help="The result that has the loss, such as logits or 0.")]
-Frontend = Annotated[str, typer.Option(help=f"How the model is captured: {_one_of(FRONTENDS)}.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, errors too.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-
-
 def compile_command(
-    model: Model,
-    gpus: Annotated[int, typer.Option(help="GPUs to schedule for.")] = DEFAULT.gpus,
-    depth: Annotated[str, typer.Option(help="Longest error path in edges, or auto.")] = "auto",
-    relays: Annotated[
-        str | None, typer.Option(help="Regions that pass errors on: ids or module paths, such as 2,5,8.")
-    ] = None,
-    wiring: Annotated[
-        str, typer.Option(help=f'{_one_of(WIRINGS)}, error edges: "9->5,9->2", or a .json file: edges, or a plan.json.')
-    ] = "auto",
-    synapse_memory: Annotated[
-        str | None, typer.Option(help="What all error synapses may take, such as 2GiB.", show_default=False)
-    ] = None,
-    gpu_memory: Annotated[
-        str | None, typer.Option(help="What each GPU can hold, such as 80GB.", show_default=False)
-    ] = None,
-    rule: Annotated[str, typer.Option(help=f"How error synapses learn: {_one_of(SYNAPSE_RULES)}.")] = DEFAULT.rule,
-    beta: Annotated[float, typer.Option(help="Scale of the displacement of a pre-activation.")] = DEFAULT.beta,
-    gamma: Annotated[float, typer.Option(help="Rate of the error synapses.")] = DEFAULT.gamma,
-    kappa: Annotated[str | None, typer.Option(help="Coefficients of regions by id, such as 3=0.5,7=2.")] = None,
-    norm: Annotated[int, typer.Option(help="p = q of the discrepancy: 1 or 2.")] = DEFAULT.norm,
-    sign: Annotated[str, typer.Option(help=f"Sign of the synapses' update: {_one_of(SIGNS)}.")] = DEFAULT.sign,
-    gain: Annotated[bool, typer.Option("--gain", help="Divide errors by beta before they are passed on.")] = False,
-    loss: Annotated[
-        str, typer.Option(help=f"{_one_of(LOSSES)}; or one for each result: class=cross-entropy,box=mse.")
-    ] = "cross-entropy",
-    output: Output = None,
-    label_smoothing: Annotated[float, typer.Option(help="Of losses over classes.")] = DEFAULT.label_smoothing,
-    ignore_index: Annotated[
-        int | None, typer.Option(help="Class index of targets that do not count.", show_default=False)
-    ] = None,
-    class_weights: Annotated[str | None, typer.Option(help="Of losses over classes, such as 1,1,5.")] = None,
-    frontend: Frontend = DEFAULT.frontend,
-    micro_batches: Annotated[
-        int, typer.Option(help="Equal parts that every batch is cut into; parameters learn once.")
-    ] = DEFAULT.micro_batches,
-    placement: Annotated[
-        str, typer.Option(help=f"{_one_of(PLACEMENTS)}: pipeline gives each GPU regions of its own.")
-    ] = DEFAULT.placement,
-    overlap_steps: Annotated[
-        bool, typer.Option("--overlap-steps", help="Let a step begin in regions that the one before has updated.")
-    ] = DEFAULT.overlap_steps,
-    without: Annotated[
-        list[str] | None, typer.Option("--without", help=f"An optimisation to leave out: {_one_of(OPTIMISATIONS)}.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="Whose costs to plan with: unit, cpu, v100, a100, h200, or a JSON file.")
-    ] = DEFAULT.device,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Measure costs on this machine; what was measured is kept.")
-    ] = False,
-    optimizer: Annotated[str, typer.Option(help=f"{_one_of(OPTIMIZERS)}.")] = DEFAULT.optimizer,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = DEFAULT.lr,
-    update: Annotated[str, typer.Option(help=f"How regions learn: {_one_of(UPDATES)}.")] = DEFAULT.update,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse derivatives inside regions (local_vjp).")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the error synapses.")] = DEFAULT.seed,
-    synapse: Annotated[
-        str, typer.Option(help=f"Form of the error synapses where it fits: auto, {_one_of(FORMS)}.")
-    ] = DEFAULT.synapse,
-    inputs: Inputs = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="build/NAME")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    model: option_types.Model,
+    gpus: option_types.Gpus = DEFAULT.gpus,
+    depth: option_types.Depth = "auto",
+    relays: option_types.Relays = None,
+    wiring: option_types.Wiring = "auto",
+    synapse_memory: option_types.SynapseMemory = None,
+    gpu_memory: option_types.GpuMemory = None,
+    rule: option_types.Rule = DEFAULT.rule,
+    beta: option_types.Beta = DEFAULT.beta,
+    gamma: option_types.Gamma = DEFAULT.gamma,
+    kappa: option_types.Kappa = None,
+    norm: option_types.Norm = DEFAULT.norm,
+    sign: option_types.Sign = DEFAULT.sign,
+    gain: option_types.Gain = False,
+    loss: option_types.Loss = "cross-entropy",
+    output: option_types.Output = None,
+    label_smoothing: option_types.LabelSmoothing = DEFAULT.label_smoothing,
+    ignore_index: option_types.IgnoreIndex = None,
+    class_weights: option_types.ClassWeights = None,
+    frontend: option_types.Frontend = DEFAULT.frontend,
+    micro_batches: option_types.MicroBatches = DEFAULT.micro_batches,
+    placement: option_types.Placement = DEFAULT.placement,
+    overlap_steps: option_types.OverlapSteps = DEFAULT.overlap_steps,
+    without: option_types.Without = None,
+    device: option_types.Device = DEFAULT.device,
+    profile: option_types.Profile = False,
+    optimizer: option_types.Optimizer = DEFAULT.optimizer,
+    lr: option_types.Lr = DEFAULT.lr,
+    momentum: option_types.Momentum = DEFAULT.momentum,
+    betas: option_types.Betas = "0.9,0.999",
+    eps: option_types.Eps = DEFAULT.eps,
+    weight_decay: option_types.WeightDecay = DEFAULT.weight_decay,
+    update: option_types.Update = DEFAULT.update,
+    strict: option_types.Strict = False,
+    seed: option_types.Seed = DEFAULT.seed,
+    synapse: option_types.Synapse = DEFAULT.synapse,
+    inputs: option_types.Inputs = None,
+    out: option_types.Out = None,
+    as_json: option_types.Json = False,
+    quiet: option_types.Quiet = False,
 ) -> None:
     """Compile a model into a training step without backpropagation, and write it with its plan and pictures."""
     options: dict[str, Any] = {
@@ -150,6 +97,10 @@ def compile_command(
         "profile": profile,
         "optimizer": optimizer,
         "lr": lr,
+        "momentum": momentum,
+        "betas": tuple(_decimal(item) for item in parts(betas)),
+        "eps": eps,
+        "weight_decay": weight_decay,
         "update": update,
         "strict": strict,
         "seed": seed,
@@ -192,11 +143,11 @@ def compile_command(
 
 
 def explain_command(
-    model: Model,
-    inputs: Inputs = None,
-    output: Output = None,
-    frontend: Frontend = DEFAULT.frontend,
-    as_json: Json = False,
+    model: option_types.Model,
+    inputs: option_types.Inputs = None,
+    output: option_types.Output = None,
+    frontend: option_types.Frontend = DEFAULT.frontend,
+    as_json: option_types.Json = False,
 ) -> None:
     """Say which parts of a model would learn, and how, before anything is built."""
 

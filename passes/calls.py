@@ -59,6 +59,10 @@ def without_numbers(shape: tuple[int, ...], dtype: torch.dtype, below: int) -> T
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
+MEANS = {"sgd": 0, "momentum": 1, "adamw": 2}
+"""Running means of every parameter that an optimiser keeps."""
+
+
 class Values:
     """The values of one step by name, made by running its calls in order; ``make`` makes those that it starts with."""
 
@@ -68,6 +72,7 @@ class Values:
         names, _ = value_names(plan.regions)
         self.batch, self.make = batch, make
         rates = plan.rates
+        self.optimizer = rates.optimizer
         self.held: dict[str, Any] = {"B": batch, "beta": rates.beta, "gamma": rates.gamma, "lr": rates.lr}
         for item in graph.given:
             self.held[names[item.name]] = self.tensor(item.type)
@@ -101,6 +106,8 @@ class Values:
             return
         if call.function == "optimise":
             store, delta = (values[name.name] for name in args[:2] if isinstance(name, Ref))
+            for _ in range(MEANS[self.optimizer]):
+                torch.zeros_like(store).lerp_(delta, 0.5)
             store.sub_(delta, alpha=values["lr"])
             return
         if call.function.startswith("rules."):

@@ -20,6 +20,7 @@ from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Call, Task
 from reclra_graph.passes import template
+from reclra_graph.passes.optimisers import optimiser_text
 from reclra_graph.passes.placed_template import CHECK_MICRO, apart, lanes_text, more_tables
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
 from reclra_graph.passes.target_types import target_types
@@ -82,6 +83,7 @@ def _head(schedule: Schedule, stamp: str) -> str:
     if count > 1:
         checks = CHECK_MICRO + checks
     runtime = lanes_text(schedule) + template.RUNTIME.replace("@check_range@", checks)
+    runtime = runtime.replace("@optimiser@", optimiser_text(plan.rates))
     if any(operator.target == OPAQUE for operator in graph.operators):
         runtime += template.OPAQUE
     if implicit:
@@ -115,7 +117,7 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     modules = ", M=None" if any(item.target == OPAQUE for item in plan.regions.graph.operators) else ""
     writer.line(
         f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, "
-        f"optimise=sgd{modules}):"
+        f"optimise={rates.optimizer}{modules}):"
     )
     writer.depth = 1
     writer.line('"""One training step on a batch; changes P and E in place and returns the loss (a 0-dim tensor)."""')

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reclra_graph.ir.operators import OPAQUE, TensorType
+from reclra_graph.ir.operators import OPAQUE, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
-from reclra_graph.ir.schedule import Run
-from reclra_graph.passes.calls import sized
+from reclra_graph.ir.schedule import Run, Schedule
+from reclra_graph.passes.calls import MEANS, sized
 from reclra_graph.runtime.probe import probed
 
 _FORWARD = torch.ops.aten.convolution.default
@@ -64,6 +64,11 @@ def predicted_peak(program: StepProgram, batch: int) -> tuple[int, ...]:
         name: held.base(_meta(TensorType(tuple(shape), dtype), batch), device_of[lane])
         for name, (shape, _, lane) in module.SYNAPSES.items()
     }
+    remembered = [
+        held.base(torch.empty_like(value), held.device_of(value))
+        for value in _learning(schedule, P, E)
+        for _ in range(MEANS[schedule.tasks.plan.rates.optimizer])
+    ]
     inputs = [held.base(_meta(item.type, batch), 0) for item in graph.inputs]
     goals = {
         label: held.base(_meta(TensorType(tuple(shape), kind), batch), 0)
@@ -83,7 +88,15 @@ def predicted_peak(program: StepProgram, batch: int) -> tuple[int, ...]:
     module.Lanes = Lanes
     with held:
         module.step(P, E, *inputs, goals.get("", goals), optimise=optimise)
+    del remembered
     return tuple(held.peak[device] for device in sorted(held.peak))
+
+
+def _learning(schedule: Schedule, P: dict[str, Tensor], E: dict[str, Tensor]) -> list[Tensor]:
+    """Parameters and synapses that the optimiser changes, each once."""
+    calls = [call for task in schedule.tasks.tasks for call in task.calls if call.function == "optimise"]
+    stores = dict.fromkeys(call.args[0].name for call in calls if isinstance(call.args[0], Ref))
+    return [(P if store.startswith("P") else E)[store[2:-1]] for store in stores]
 
 
 class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]

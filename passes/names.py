@@ -17,7 +17,8 @@ from reclra_graph.verify.program import AUTOGRAD
 RESERVED = frozenset(
     {
         "torch", "F", "P", "E", "C", "B", "M", "T", "lr", "beta", "gamma", "lanes", "here", "loss", "target",
-        "optimise", "step", "synapses", "sgd", "check", "check_inputs", "lane_device", "contextlib", "opaque",
+        "optimise", "step", "synapses", "sgd", "momentum", "adamw", "Momentum", "AdamW",
+        "check", "check_inputs", "lane_device", "contextlib", "opaque",
         "opaque_vjp", "PLAN", "SYNAPSES", "INPUTS", "TARGETS", "LANES", "SMALLEST_BATCH", "Lanes", "aten", "math",
         "operator", "constants", "record", "wait", "lane", "self", "print", "device", "implicit", "implicit_key",
     }

@@ -122,10 +122,7 @@ def synapses(seed=@seed@, device="cpu", dtype=torch.@dtype@):
 @starts@    return made
 
 
-def sgd(store, name, delta, lr):
-    """store[name] <- store[name] - lr * delta"""
-    store[name].sub_(delta.to(store[name].device), alpha=lr)
-
+@optimiser@
 
 def check_inputs(inputs, target, size=0):
     """Refuse inputs and targets that the step was not compiled for, before anything is computed; size: of the batch."""

@@ -60,7 +60,7 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
 def _rates(options: Options) -> Rates:
     return Rates(
         options.beta, options.gamma, options.kappa, options.norm, options.sign, options.gain, options.optimizer,
-        options.lr,
+        options.lr, options.momentum, options.betas, options.eps, options.weight_decay,
     )  # fmt: skip
 
 

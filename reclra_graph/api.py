@@ -48,6 +48,10 @@ def compile(  # named as torch.compile is
     class_weights: Sequence[float] = (),
     optimizer: str = "sgd",
     lr: float = 0.1,
+    momentum: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
     update: str = "analytic",
     strict: bool = False,
     seed: int = 0,
@@ -81,7 +85,9 @@ def compile(  # named as torch.compile is
         "bce-with-logits"; where forward() returns several tensors, of the one called ``output`` ("logits", "0",
         "aux.0"; by default "logits", "out", or the first), or a mapping from such labels to losses.
     label_smoothing, ignore_index, class_weights: of the losses over classes, as torch.nn.functional has them.
-    optimizer, lr: of ``step(x, target)``.
+    optimizer: of ``step(x, target)``, for parameters and synapses: "sgd", "momentum" or "adamw", as torch.optim has
+        them, on each parameter's lane as soon as its update is there. lr, momentum, betas, eps, weight_decay: its
+        numbers.
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
     synapse: form of every error synapse that it fits: "dense", "implicit" (dense, but made anew from a seed wherever it
@@ -105,7 +111,8 @@ def compile(  # named as torch.compile is
         gpus=gpus, depth=depth, relays=relays, wiring=wiring, synapse_memory=synapse_memory,
         gpu_memory=gpu_memory, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        class_weights=class_weights, optimizer=optimizer, lr=lr, update=update, strict=strict, seed=seed,
+        class_weights=class_weights, optimizer=optimizer, lr=lr, momentum=momentum, betas=betas,
+        eps=eps, weight_decay=weight_decay, update=update, strict=strict, seed=seed,
         synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, micro_batches=micro_batches,
         placement=placement, overlap_steps=overlap_steps, without=without, device=device, profile=profile,
     )  # fmt: skip
@@ -128,6 +135,8 @@ def make_options(**given: Any) -> Options:
     given["kappa"] = tuple(
         sorted((given.get("kappa") or {}).items(), key=lambda item: (isinstance(item[0], str), item))
     )
+    if isinstance(given.get("betas"), Sequence):
+        given["betas"] = tuple(given["betas"])
     given["without"] = tuple(given.get("without") or ())
     given["class_weights"] = tuple(float(item) for item in given.get("class_weights") or ())
     return Options(**given)

@@ -16,7 +16,7 @@ FORMS = ("dense", "implicit", "lowrank(r)", "conv", "channel", "token")
 SIGNS = ("descend", "printed")
 LOSSES = ("cross-entropy", "causal-lm", "mse", "bce-with-logits")
 FRONTENDS = ("auto", "export", "record")
-OPTIMIZERS = ("sgd",)
+OPTIMIZERS = ("sgd", "momentum", "adamw")
 UPDATES = ("analytic", "local_vjp")
 PLACEMENTS = ("auto", "pipeline")
 OPTIMISATIONS = ("straight", "factors")
@@ -70,7 +70,8 @@ class Options:
     parameters, activations, synapses and their updates; None: no limit. rule: learning rule of the error synapses.
     beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see ``reclra_graph.ir.wiring.Rates``. update: how
     regions learn, "analytic" where a closed form exists, or "local_vjp" everywhere but before step functions. strict:
-    refuse local_vjp. lr: of the optimiser and of the synapses. seed: of the synapses.
+    refuse local_vjp. optimizer: of parameters and synapses alike, as torch.optim has them; lr, momentum, betas, eps,
+    weight_decay: its numbers. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
     "token"). synapse: form of all error synapses that it fits, one of FORMS, or "auto".
     loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss) pairs.
@@ -100,6 +101,10 @@ class Options:
     loss: str | tuple[tuple[str, str], ...] = "cross-entropy"
     optimizer: str = "sgd"
     lr: float = 0.1
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
     update: str = "analytic"
     strict: bool = False
     seed: int = 0
@@ -167,11 +172,17 @@ class Options:
         if self.synapse != "auto" and not known_form(self.synapse):
             choices = ", ".join(repr(item) for item in ("auto", *FORMS))
             found.append(Problem("RG405", f"synapse is {self.synapse!r}", "synapse", f"Choose one of {choices}."))
-        numbers = (("beta", self.beta, True), ("gamma", self.gamma, False), ("lr", self.lr, False))
+        numbers = (
+            ("beta", self.beta, True), ("gamma", self.gamma, False), ("lr", self.lr, False), ("eps", self.eps, False),
+            ("momentum", self.momentum, False), ("weight_decay", self.weight_decay, False),
+        )  # fmt: skip
         for name, number, positive in numbers:
             if not _finite(number) or number < 0 or (positive and number == 0):
                 wanted = "a number above 0" if positive else "a number of at least 0"
                 found.append(Problem("RG405", f"{name} is {number!r}", name, f"Give {wanted}."))
+        if len(self.betas) != 2 or not all(_finite(item) and 0 <= item < 1 for item in self.betas):
+            cause = f"betas is {self.betas!r}"
+            found.append(Problem("RG405", cause, "betas", "Give two numbers of at least 0 and below 1."))
         if isinstance(self.loss, tuple) and (not self.loss or self.output is not None):
             cause = "loss names no result" if not self.loss else "output and a loss for each result exclude each other"
             found.append(Problem("RG405", cause, "loss"))

@@ -140,6 +140,10 @@ def _rates(rates: Rates) -> dict[str, Json]:
         "gain": rates.gain,
         "optimizer": rates.optimizer,
         "lr": rates.lr,
+        "momentum": rates.momentum,
+        "betas": list(rates.betas),
+        "eps": rates.eps,
+        "weight_decay": rates.weight_decay,
     }
 
 

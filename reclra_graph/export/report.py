@@ -215,7 +215,9 @@ def _model(program: StepProgram, plan: WiringPlan) -> Iterator[str]:
         yield f"loss      {item.kind} of {item.label}, region {number}"
     if graph.unused:
         yield f"no loss   {', '.join(graph.unused)}"
-    yield f"optimizer {rates.optimizer}, lr {rates.lr:g}"
+    more = {"momentum": f", momentum {rates.momentum:g}", "adamw": f", betas {rates.betas}, eps {rates.eps:g}"}
+    decay = f", weight decay {rates.weight_decay:g}" if rates.weight_decay else ""
+    yield f"optimizer {rates.optimizer}, lr {rates.lr:g}{more.get(rates.optimizer, '')}{decay}"
     kappa = "".join(f", kappa[{region}] {value:g}" for region, value in rates.kappa)
     gain = ", errors divided by beta" if rates.gain else ""
     scale = f"beta {rates.beta:g}, gamma {rates.gamma:g}"

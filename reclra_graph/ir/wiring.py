@@ -139,6 +139,10 @@ class Rates:
     """Divide e_i by β before it is passed on and used (keeps errors from shrinking with depth)."""
     optimizer: str = "sgd"
     lr: float = 0.1
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
 
     def kappa_of(self, region: int) -> float:
         """κ of a region; 1 unless set."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from reclra_graph.runtime.graphed import GraphedStep
 
 
+_OPTIMIZER = "optimizer."
+
+
 class CompiledStep:
     """One training step of a model without backpropagation.
 
@@ -48,6 +51,23 @@ class CompiledStep:
         rates = self.plan.rates
         self.lr, self.beta, self.gamma = rates.lr, rates.beta, rates.gamma
         self.synapses: dict[str, Tensor] = self.module.synapses(self.plan.seed, self.device)
+
+    @property
+    def optimiser(self) -> Any:
+        """What the step's own calls move parameters and synapses with: a function of step.py, or an object with
+        ``state``, a dict of what it remembers."""
+        found = getattr(self.module, self.plan.rates.optimizer, None)
+        if found is None:
+            cause = f"step.py defines no {self.plan.rates.optimizer}, which the plan names as its optimiser"
+            raise ModelError(Problem("RG702", cause, "step.py"))
+        return found
+
+    @property
+    def optimiser_state(self) -> dict[str, Tensor]:
+        """What the optimiser remembers, by parameter or synapse and slot: ``"0.weight|v"``, ``"E.9->5|m"``. The dict is
+        the optimiser's own; it is empty before the first step, and for plain SGD."""
+        found: dict[str, Tensor] = getattr(self.optimiser, "state", {})
+        return found
 
     @property
     def plan(self) -> WiringPlan:
@@ -104,7 +124,7 @@ class CompiledStep:
         Raises StepError, with parameters, buffers and synapses as they were: RG601 and RG602 for wrong shapes or
         dtypes, RG603 for classes out of range, RG604 where the loss or an input is not finite.
         """
-        return self._run(inputs, kwargs, target, self.module.sgd)
+        return self._run(inputs, kwargs, target, self.optimiser)
 
     def _given(self, inputs: Any, keywords: Mapping[str, Any] | None) -> list[Tensor]:
         """The tensors that the graph takes, from the arguments of a call."""
@@ -236,14 +256,18 @@ class CompiledStep:
         return loss, parameters, found[id(self.synapses)]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The synapses as ``"E.9->5"`` → tensor; save it beside the model's own ``state_dict()``."""
+        """The synapses as ``"E.9->5"`` → tensor, and what the optimiser remembers as ``"optimizer.0.weight|v"``; save
+        it beside the model's own ``state_dict()``."""
         self.join()
-        return {f"E.{name}": value for name, value in self.synapses.items()}
+        remembered = {f"{_OPTIMIZER}{key}": value for key, value in self.optimiser_state.items()}
+        return {f"E.{name}": value for name, value in self.synapses.items()} | remembered
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the synapses from ``state_dict()``. Raises ModelError RG605 for missing, unknown or misshapen ones;
-        nothing is changed then."""
+        """Take the synapses, and what the optimiser remembers, from ``state_dict()``. Raises ModelError RG605 for
+        missing, unknown or misshapen ones; nothing is changed then."""
         problems = []
+        remembered, wrong = self._remembered(state)
+        problems += wrong
         for name, value in self.synapses.items():
             given = state.get(f"E.{name}")
             if given is None:
@@ -252,13 +276,34 @@ class CompiledStep:
                 cause = f"synapse {name} is {tuple(given.shape)} in the state, {tuple(value.shape)} in the plan"
                 problems.append(Problem("RG605", cause, f"E.{name}"))
         for key in state:
-            if key.removeprefix("E.") not in self.synapses:
+            if not key.startswith(_OPTIMIZER) and key.removeprefix("E.") not in self.synapses:
                 problems.append(Problem("RG605", f"the plan has no {key}", key))
         if problems:
             raise ModelError(problems)
         self.join()
         for name, value in self.synapses.items():
             value.copy_(state[f"E.{name}"])
+        self.optimiser_state.clear()
+        self.optimiser_state.update(remembered)
+
+    def _remembered(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Problem]]:
+        """The optimiser's part of a ``state_dict()``, and what is wrong with it."""
+        slots: Sequence[str] = getattr(self.optimiser, "slots", ())
+        learned = {**self.storage(), **{f"E.{name}": value for name, value in self.synapses.items()}}
+        found, problems = {}, []
+        for key, value in state.items():
+            name, _, slot = key.removeprefix(_OPTIMIZER).rpartition("|")
+            if not key.startswith(_OPTIMIZER):
+                continue
+            if slot not in slots or name not in learned:
+                cause = f"the plan's optimiser, {self.plan.rates.optimizer}, has no {key}"
+                problems.append(Problem("RG605", cause, key))
+            elif value.shape != (() if slot == "t" else learned[name].shape):
+                cause = f"{key} is {tuple(value.shape)} in the state, and {name} {tuple(learned[name].shape)}"
+                problems.append(Problem("RG605", cause, key))
+            else:
+                found[key.removeprefix(_OPTIMIZER)] = value.clone()
+        return found, problems
 
     def save(self, directory: str | Path) -> Path:
         """Write step.py, plan.json, the pictures, schedule.json, report.txt, the synapses and what ``rg.load`` needs.

@@ -93,9 +93,9 @@ class GraphedStep:
         return "a graph holds one GPU, and the lanes are on several" if len(homes) > 1 else ""
 
     def _key(self, tensors: list[Tensor]) -> Key:
-        """What a captured step depends on: shapes, rates, and where its parameters and synapses are."""
+        """What a captured step depends on: shapes, rates, and where its parameters, synapses and optimiser are."""
         step = self.step
-        stored = (*step.storage().values(), *step.synapses.values())
+        stored = (*step.storage().values(), *step.synapses.values(), *step.optimiser_state.values())
         shapes = tuple((item.shape, item.dtype) for item in tensors)
         return (shapes, step.lr, step.beta, step.gamma, tuple(item.data_ptr() for item in stored))
 

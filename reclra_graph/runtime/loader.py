@@ -19,7 +19,7 @@ def load_source(source: str, label: str) -> ModuleType:
         exec(compile(source, label, "exec"), module.__dict__)
     except Exception as error:
         raise ModelError(Problem("RG702", f"the step does not run: {type(error).__name__}: {error}", label)) from error
-    missing = [name for name in ("step", "synapses", "sgd", "lane_device", "SYNAPSES") if not hasattr(module, name)]
+    missing = [name for name in ("step", "synapses", "lane_device", "SYNAPSES") if not hasattr(module, name)]
     if missing:
         raise ModelError(Problem("RG702", f"the step defines no {', '.join(missing)}", label))
     # The third-party contract of linecache: (size, no modification time, lines, name) is never checked against a file.

@@ -109,7 +109,7 @@ class _Threads:
         given, goal = self.step.arguments(inputs, target)
         names = self.step.schedule.tasks.inputs
         space = {**module.__dict__, "P": self.step.storage(), "E": self.step.synapses, "M": None, "target": goal}
-        space |= {"optimise": module.sgd, "here": lambda value: value, **self.step.settings()}
+        space |= {"optimise": self.step.optimiser, "here": lambda value: value, **self.step.settings()}
         space |= dict(zip(names, given, strict=True))
         try:
             first = next(item for item in given if item.dim())

@@ -9,8 +9,10 @@ behind ``where(finite, new, old)``.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from reclra_graph.ir.operators import Ref
 from reclra_graph.runtime.compiled import CompiledStep
 
 
@@ -32,8 +35,23 @@ class Traced:
 
 
 def flat_tensors(step: CompiledStep, given: Sequence[Tensor], goals: Sequence[Tensor], lr: Tensor) -> list[Tensor]:
-    """All that a step reads: parameters, buffers and constants, synapses, inputs, targets, the learning rate."""
-    return [*step.storage().values(), *step.synapses.values(), *given, *goals, lr]
+    """All that a step reads: parameters, buffers and constants, synapses, what the optimiser remembers, inputs,
+    targets, the learning rate."""
+    remembered = optimiser_memory(step)
+    return [*step.storage().values(), *step.synapses.values(), *remembered.values(), *given, *goals, lr]
+
+
+def optimiser_memory(step: CompiledStep) -> dict[str, Tensor]:
+    """What the optimiser remembers of everything that learns, made now where it is not there yet."""
+    optimiser = step.optimiser
+    if hasattr(optimiser, "state") and not optimiser.state:
+        held = {"P": step.storage(), "E": step.synapses}
+        calls = [call for task in step.schedule.tasks.tasks for call in task.calls if call.function == "optimise"]
+        for store in dict.fromkeys(call.args[0].name for call in calls if isinstance(call.args[0], Ref)):
+            value = held[store[0]][store[2:-1]]
+            for slot in optimiser.slots:
+                optimiser.kept(value, store[2:-1], slot)
+    return step.optimiser_state
 
 
 def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor], lr: Tensor) -> Traced:
@@ -44,8 +62,8 @@ def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str,
     size = batch_size(step, given, goal)
     goals = [goal] if isinstance(goal, Tensor) else list(goal.values())
     flat = flat_tensors(step, given, goals, lr)
-    keys, names = list(step.storage()), list(step.synapses)
-    ends = (len(keys), len(keys) + len(names), len(keys) + len(names) + len(given))
+    keys, names, slots = list(step.storage()), list(step.synapses), list(optimiser_memory(step))
+    ends = list(accumulate((len(keys), len(names), len(slots), len(given))))
     seen: dict[str, Tensor] = {}
 
     def check(loss: Tensor, *inputs: Tensor) -> None:
@@ -55,18 +73,19 @@ def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str,
         seen["finite"] = finite
 
     def run(*tensors: Tensor) -> list[Tensor]:
-        targets = list(tensors[ends[2] : -1])
+        targets = list(tensors[ends[3] : -1])
         target: Any = targets[0] if isinstance(goal, Tensor) else dict(zip(goal, targets, strict=True))
         held = (
             dict(zip(keys, tensors[: ends[0]], strict=True)),
             dict(zip(names, tensors[ends[0] : ends[1]], strict=True)),
         )
+        optimise = _optimiser(step, dict(zip(slots, tensors[ends[1] : ends[2]], strict=True)))
         settings = {**step.settings(), "lr": tensors[-1]}
-        loss = step.module.step(*held, *tensors[ends[1] : ends[2]], target, optimise=_descend, **settings)
+        loss = step.module.step(*held, *tensors[ends[2] : ends[3]], target, optimise=optimise, **settings)
         return [loss, seen["finite"]]
 
     with _instead(step.module.__dict__, check=check, check_inputs=lambda *_: None, Lanes=_one_lane(step)):
-        module = make_fx(run, tracing_mode="fake")(*flat)
+        module = make_fx(torch.func.functionalize(run), tracing_mode="fake")(*flat)
     _guard_stores(module)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     used = tuple(index for index, node in enumerate(inputs) if node.users)
@@ -116,9 +135,19 @@ def _instead(names: dict[str, Any], **others: Any) -> Iterator[None]:
         names.update(usual)
 
 
-def _descend(store: dict[str, Tensor], name: str, delta: Tensor, lr: Tensor) -> None:
-    """store[name] ← store[name] − lr · delta, with a rate that is a tensor."""
-    store[name].copy_(store[name] - delta * lr)
+def _optimiser(step: CompiledStep, remembered: dict[str, Tensor]) -> Any:
+    """The step's own optimiser with another memory, for a rate that is a tensor."""
+    decay = step.plan.rates.weight_decay
+
+    def sgd(store: dict[str, Tensor], name: str, delta: Tensor, lr: Tensor) -> None:
+        kept = store[name] - lr * decay * store[name] if decay else store[name]
+        store[name].copy_(kept - lr * delta)
+
+    if not remembered:
+        return sgd  # the file's own takes its rate as a number
+    optimiser = copy.copy(step.optimiser)
+    optimiser.state = remembered
+    return optimiser
 
 
 def _guard_stores(module: GraphModule) -> None:
