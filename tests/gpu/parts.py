@@ -134,23 +134,25 @@ def checks(small: bool, keep: Keep) -> dict[str, Any]:
     return {"checks": results, **({"failed": ", ".join(failed)} if failed else {})}
 
 
-def steps(family: str, small: bool, keep: Keep) -> dict[str, Any]:
-    """Seconds of a training step: backprop eager and compiled, the emitted step with 1, 2, 5 and 8 lanes."""
-    import torch
+def steps(models: str, small: bool, keep: Keep) -> dict[str, Any]:
+    """``reclra bench step`` for some of its cases: backprop eager, compiled, graphed, against the step's own forms."""
+    import json
 
-    from tests.gpu.steps import measured
-
-    sizes = {}
-    for label, found in measured(family, torch.device("cpu" if small else "cuda:0"), small):
-        sizes[label] = found
-        keep({"sizes": sizes})
-    broken = [
-        f"{name} at {label}"
-        for label, size in sizes.items()
-        for name, arm in size["arms"].items()
-        if "error" in arm and "torch.compile" not in name
-    ]
-    return {"sizes": sizes, **({"failed": "; ".join(broken)} if broken else {})}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "step.json"
+        command = [sys.executable, "-c", "from reclra_graph.cli import main; main()", "bench", "step"]
+        command += ["--models", models, "--out", str(out), "--work", str(Path(folder) / "work")]
+        command += (
+            ["--device", "cpu", "--quick", "--arms", "backprop-eager,reclra-eager"] if small else ["--device", "cuda"]
+        )
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, stdin=subprocess.DEVNULL, check=False
+        )
+        if not out.exists():
+            return {"failed": f"reclra bench step ended with status {done.returncode} and wrote no results"}
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return {**found, **({"failed": "a cell was not measured, or its loss did not fall"} if done.returncode else {})}
 
 
 def pipelines(small: bool, keep: Keep) -> dict[str, Any]:
@@ -194,14 +196,24 @@ def fashion_mnist(small: bool, keep: Keep) -> dict[str, Any]:
     return found
 
 
+_TYPED = ("typer", "rich")
+_LANES = ",".join(["resnet18", *(f"{name}-{count}-lanes" for name in ("mlp", "resnet18") for count in (2, 5, 8))])
+
 PARTS = {
     "environment": Part("machine, versions, GPUs", 60, environment),
     "tests": Part("pytest -m gpu", 300, tests, ("pytest",)),
     "checks": Part("the GPU tests' checks, without pytest", 300, checks, (), "pytest"),
     "pipelines": Part("micro-batches, placed regions, overlapping steps, CUDA graphs", 420, pipelines),
-    "step-mlp": Part("seconds per step, MLPs", 150, partial(steps, "mlp")),
-    "step-resnet18": Part("seconds per step, ResNet-18", 200, partial(steps, "resnet18")),
-    "step-resnet50": Part("seconds per step, ResNet-50", 300, partial(steps, "resnet50")),
+    "bench-mlp": Part("seconds per step, MLP 5×256", 240, partial(steps, "mlp"), _TYPED),
+    "bench-lanes": Part(
+        "seconds per step, MLP and ResNet-18 on 1, 2, 5 and 8 lanes",
+        540,
+        partial(steps, _LANES),
+        _TYPED,
+    ),
+    "bench-resnet50": Part("seconds per step, ResNet-50 in bfloat16", 560, partial(steps, "resnet50-224"), _TYPED),
+    "bench-vit": Part("seconds per step, ViT-B/16", 560, partial(steps, "vit-b16"), _TYPED),
+    "bench-gpt2": Part("seconds per step, GPT-2 small", 560, partial(steps, "gpt2"), _TYPED),
     "fashion-mnist": Part("the main job on the GPU", 150, fashion_mnist, ("rich",)),
 }
 """In the order in which they run."""

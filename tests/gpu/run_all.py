@@ -1,7 +1,7 @@
 """Everything there is to do on a GPU machine, unattended, in parts.
 
     python tests/gpu/run_all.py                        all parts that fit into 9 minutes
-    python tests/gpu/run_all.py --parts tests,step-mlp
+    python tests/gpu/run_all.py --parts tests,bench-mlp
     python tests/gpu/run_all.py --list
     python tests/gpu/run_all.py --dry-run-cpu          the same machinery with small sizes, on a CPU
 

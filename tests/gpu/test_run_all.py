@@ -122,12 +122,12 @@ def test_a_file_that_is_not_of_this_run_is_left_alone(out: Path, text: str, said
 
 def test_ctrl_c_keeps_what_is_done(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def part(name: str, limit: int, log: Path, small: bool) -> dict[str, Any]:
-        if name == "step-mlp":
+        if name == "bench-mlp":
             raise KeyboardInterrupt
         return {"status": "done", "seconds": 1.0}
 
     monkeypatch.setattr(run_all, "run_part", part)
-    assert run_all.main(["--dry-run-cpu", "--parts", "environment,step-mlp,step-resnet18"]) == 130
+    assert run_all.main(["--dry-run-cpu", "--parts", "environment,bench-mlp,bench-lanes"]) == 130
     assert list(written(out)["parts"]) == ["environment"]
 
 
@@ -138,7 +138,6 @@ def test_everything_runs_on_a_cpu(out: Path) -> None:
     assert {name: found[name]["status"] for name in parts.PARTS} == {
         name: "skipped" if parts.missing(part) else "done" for name, part in parts.PARTS.items()
     }
-    for name in ("step-mlp", "step-resnet18", "step-resnet50"):
-        for size in found[name]["result"]["sizes"].values():
-            assert {"backprop", "rec-LRA, 1 lane", "rec-LRA, 2 lanes"} <= size["arms"].keys()
-            assert "milliseconds" in size["arms"]["rec-LRA, 2 lanes"]
+    for name in parts.PARTS:
+        if name.startswith("bench-"):
+            assert found[name]["result"]["ok"], name
