@@ -18,7 +18,7 @@ from reclra_graph.errors import Problem, StepError
 from reclra_graph.ir.operators import OPAQUE
 from reclra_graph.ir.text import digest
 from reclra_graph.runtime.compiled import CompiledStep
-from reclra_graph.runtime.traced import flat_tensors, traced
+from reclra_graph.runtime.traced import flat_tensors, held_tensors, traced
 from reclra_graph.user_cache import cache_folder
 
 Key = tuple[Any, ...]
@@ -40,6 +40,33 @@ class Fused:
     size: int
 
 
+class _Held:
+    """The tensors that last from step to step, and the steps that were compiled for them by the kinds of the others. To
+    collect them takes longer than a small step, to see that they are still the same does not."""
+
+    def __init__(self, step: CompiledStep) -> None:
+        self.tensors = held_tensors(step)
+        self.kinds = kinds(self.tensors)
+        self.steps: dict[Key, Fused] = {}
+        tables: list[Mapping[str, Tensor | None]] = [step.synapses, step.optimiser_state]
+        for module in step.model.modules():
+            tables += [module._parameters, module._buffers]
+        self._seen = [(table, len(table), _addresses(table)) for table in tables if table]
+
+    def lasts(self) -> bool:
+        """Whether model, synapses and optimiser hold these tensors still, where they were."""
+        return all(len(table) == count and _addresses(table) == seen for table, count, seen in self._seen)
+
+
+def _addresses(table: Mapping[str, Tensor | None]) -> list[tuple[int, int]]:
+    return [(id(item), item.data_ptr()) for item in table.values() if item is not None]
+
+
+def kinds(tensors: Sequence[Tensor]) -> Key:
+    """What machine code depends on: shapes, memory formats, dtypes and devices."""
+    return tuple((item.shape, item.stride(), item.dtype, item.device) for item in tensors)
+
+
 class FusedStep:
     """``step(x, target)`` compiled as a whole, for each of the first ``most`` shapes that it is called with; others run
     as the step itself does. Compiling takes from seconds to minutes, and is done once: what was compiled is kept in
@@ -53,6 +80,7 @@ class FusedStep:
         self.step, self.most = step, most
         self.folder = cache_folder("fused") if folder is None else folder
         self.held: dict[Key, Fused] = {}
+        self.storage: _Held | None = None
         self.broken: dict[Key, str] = {}
         self.why = ""
         self.rate: tuple[float, Tensor] = (step.lr, torch.tensor(step.lr, dtype=torch.float64))
@@ -67,29 +95,30 @@ class FusedStep:
         step.place(given[0].device)
         if self.rate[0] != step.lr:
             self.rate = (step.lr, torch.tensor(step.lr, dtype=torch.float64))
-        flat = flat_tensors(step, given, goals, self.rate[1])
-        key = self._key(flat)
-        if key not in self.held:
-            self.why = self.broken.get(key) or self._prepare(key, given, goal)
-            if self.why:
-                return step(inputs, target, kwargs)
+        if self.storage is None or not self.storage.lasts():
+            self.storage = _Held(step)
+        storage, others = self.storage, [*given, *goals, self.rate[1]]
+        wanted = (kinds(others), step.beta, step.gamma)
+        fused = storage.steps.get(wanted)
+        if fused is None:
+            key = (storage.kinds, *wanted)
+            if key not in self.held:
+                self.why = self.broken.get(key) or self._prepare(key, given, goal)
+                if self.why:
+                    return step(inputs, target, kwargs)
+            fused = storage.steps[wanted] = self.held[key]
         self.why = ""
-        fused = self.held[key]
         try:
             step.module.check_inputs(dict(zip(step.module.INPUTS, given, strict=True)), goal, fused.size)
         except ValueError as error:
             raise refusal(error) from None
+        flat = [*storage.tensors, *others]
         with torch.no_grad():
             loss, finite = fused.run(*[flat[index] for index in fused.used])
         if not finite:
             cause = "the loss or an input is not finite; the parameters are as they were"
             raise StepError(Problem("RG604", cause, "step()"))
         return loss  # type: ignore[no-any-return]
-
-    def _key(self, flat: Sequence[Tensor]) -> Key:
-        """What machine code depends on: shapes, memory formats, dtypes, devices, and rates that are constants in it."""
-        kinds = tuple((item.shape, item.stride(), item.dtype, item.device) for item in flat)
-        return (kinds, self.step.beta, self.step.gamma)
 
     def _obstacle(self) -> str:
         """Why this step cannot be one piece, whatever its shapes."""

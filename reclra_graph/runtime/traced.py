@@ -35,10 +35,13 @@ class Traced:
 
 
 def flat_tensors(step: CompiledStep, given: Sequence[Tensor], goals: Sequence[Tensor], lr: Tensor) -> list[Tensor]:
-    """All that a step reads: parameters, buffers and constants, synapses, what the optimiser remembers, inputs,
-    targets, the learning rate."""
-    remembered = optimiser_memory(step)
-    return [*step.storage().values(), *step.synapses.values(), *remembered.values(), *given, *goals, lr]
+    """All that a step reads: what it holds, inputs, targets, the learning rate."""
+    return [*held_tensors(step), *given, *goals, lr]
+
+
+def held_tensors(step: CompiledStep) -> list[Tensor]:
+    """What lasts from step to step: parameters, buffers and constants, synapses, what the optimiser remembers."""
+    return [*step.storage().values(), *step.synapses.values(), *optimiser_memory(step).values()]
 
 
 def optimiser_memory(step: CompiledStep) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from torch import nn
 import reclra_graph as rg
 from reclra_graph.errors import StepError
 from reclra_graph.runtime.compiled import CompiledStep
-from reclra_graph.runtime.fused import FusedStep
-from reclra_graph.runtime.traced import flat_tensors
+from reclra_graph.runtime.fused import FusedStep, kinds
+from reclra_graph.runtime.traced import held_tensors
 from tests.models import batch_for, figure1, fresh, same, snapshot
 from tests.unit import test_opaque_step
 
@@ -79,6 +79,28 @@ def test_a_second_start_compiles_nothing(folder: Path, monkeypatch: pytest.Monke
 
 
 @needs_compiler
+def test_a_model_whose_parameters_are_replaced_learns_by_the_new_ones(folder: Path) -> None:
+    step = compiled()
+    fused = FusedStep(step, folder=folder)
+    inputs, target = batch()
+    fused(inputs, target)
+    layer = step.model[5]
+    assert isinstance(layer, nn.Linear)
+    replaced = [nn.Parameter(torch.zeros_like(layer.weight)), layer.weight]
+    layer.weight = replaced[0]  # another object
+    fused(inputs, target)
+    assert replaced[0].any()
+    layer.weight.data = torch.zeros_like(layer.weight)  # the same object, elsewhere
+    fused(inputs, target)
+    assert layer.weight.any()
+    other = {key: torch.zeros_like(value) for key, value in step.synapses.items()}
+    step.synapses.update(other)
+    fused(inputs, target)
+    assert fused.why == ""
+    assert len(fused.held) == 1
+
+
+@needs_compiler
 def test_what_is_refused_changes_nothing(folder: Path) -> None:
     step = compiled()
     fused = FusedStep(step, folder=folder)
@@ -110,7 +132,7 @@ def test_a_damaged_file_counts_as_none(folder: Path, tmp_path: Path) -> None:
     fused = FusedStep(compiled(), folder=copied)
     given, goal = fused.step.arguments(inputs, target)
     assert isinstance(goal, torch.Tensor)
-    key = fused._key(flat_tensors(fused.step, given, [goal], fused.rate[1]))
+    key = (kinds(held_tensors(fused.step)), kinds([*given, goal, fused.rate[1]]), fused.step.beta, fused.step.gamma)
     assert fused._home(key).is_dir()
     assert fused._kept(key) is None
 
