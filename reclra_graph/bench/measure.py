@@ -28,11 +28,13 @@ Row: TypeAlias = dict[str, Any]
 
 @dataclass
 class Measurement:
-    """The row of one model as it grows; ``report`` is given the row whenever a stage begins or ends."""
+    """The row of one model as it grows; ``report`` is given the row whenever a stage begins or ends. ``memory``: GiB
+    that its process may take."""
 
     source: str
     name: str
     seed: int = 0
+    memory: float = float("inf")
     report: Callable[[Row], None] = lambda row: None
     row: Row = field(init=False)
 
@@ -84,8 +86,10 @@ class Measurement:
             self._reference(zoo)
 
     def _reference(self, zoo: ZooModel) -> None:
-        """One step against the reference interpreter and the model's own forward, in float64 where the model can."""
-        exact = zoo.to(torch.float64)
+        """One step against the reference interpreter and the model's own forward, in float64 where the model and the
+        memory can: numbers take twice as much there, and the interpreter forgets none before the step's end."""
+        large = 4 * (self.row.get("peak_memory_mib") or 0) > self.memory * 1024
+        exact = zoo if large else zoo.to(torch.float64)
         try:
             with hushed():
                 results = [value for _, value in labelled(dry_run(exact.model, exact.inputs))]

@@ -1,4 +1,4 @@
-"""One model in a process of its own: ``python -m reclra_graph.bench.worker SOURCE NAME ROW SEED THREADS``.
+"""One model in a process of its own: ``python -m reclra_graph.bench.worker SOURCE NAME ROW SEED THREADS GIB``.
 
 The row is written after every stage, so that the process that started this one knows where it was when it had to be
 stopped. It ends by itself when its standard input does: when that other process is gone.
@@ -17,7 +17,7 @@ from reclra_graph.bench.jobs import leave_with
 
 def main(arguments: list[str]) -> int:
     """Measure one model and write its row."""
-    source, name, path, seed, threads = arguments
+    source, name, path, seed, threads, memory = arguments
     threading.Thread(target=leave_with, args=(sys.stdin.buffer,), daemon=True).start()
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")  # random weights: nothing to fetch
     import torch
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         row["peak_memory_mib"] = _peak()
         write_json(Path(path), row)
 
-    Measurement(source, name, int(seed), report).run()
+    Measurement(source, name, int(seed), float(memory), report).run()
     return 0
 
 

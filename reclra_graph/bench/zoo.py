@@ -56,7 +56,7 @@ def run(entries: Sequence[Entry], settings: Settings, progress: Progress = lambd
 
 def _job(entry: Entry, folder: Path, settings: Settings) -> Job:
     path = row_path(folder, entry.source, entry.name)
-    numbers = (str(settings.seed), str(settings.threads))
+    numbers = (str(settings.seed), str(settings.threads), str(settings.memory))
     command = (*WORKER, entry.source, entry.name, str(jobs.partial(path)), *numbers)
     return Job(entry.name, {"source": entry.source, "name": entry.name}, path, command)
 

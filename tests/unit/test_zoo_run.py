@@ -18,7 +18,7 @@ from reclra_graph.errors import CODES
 # Behaves as the name of its model says.
 STAND_IN = """
 import json, os, sys, time
-source, name, path, seed, threads = sys.argv[1:]
+source, name, path, seed, threads, memory = sys.argv[1:]
 row = {"source": source, "name": name, "stage": "compile", "passed": False, "seconds": {}, "checks": {}, "failures": []}
 json.dump(row, open(path, "w"))
 if name == "slow":

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from reclra_graph.bench import own
-from reclra_graph.bench.measure import Measurement
+from reclra_graph.bench.measure import Measurement, Row
 
 pytestmark = pytest.mark.zoo
 
@@ -35,3 +35,13 @@ def test_models_of_the_libraries(source: str, name: str) -> None:
         pytest.skip(f"{source} is not installed (extra `zoo`)")
     row = Measurement(source, name).run()
     assert row["passed"], row["failures"]
+
+
+def test_what_memory_cannot_hold_in_float64_is_compared_in_float32() -> None:
+    def report(row: Row) -> None:
+        row["peak_memory_mib"] = 600
+
+    row = Measurement("own", "siamese", memory=2.0, report=report).run()
+    assert (row["reference_dtype"], row["passed"]) == ("float32", True)
+    row = Measurement("own", "siamese", memory=2.5, report=report).run()
+    assert (row["reference_dtype"], row["passed"]) == ("float64", True)
