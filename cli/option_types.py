@@ -12,6 +12,7 @@ from reclra_graph.options import (
     FORMS,
     FRONTENDS,
     LOSSES,
+    MEMORY_FORMATS,
     OPTIMISATIONS,
     OPTIMIZERS,
     PLACEMENTS,
@@ -84,3 +85,9 @@ Momentum = Annotated[float, typer.Option(help="Of the optimizer momentum.")]
 Betas = Annotated[str, typer.Option(help="Of the optimizer adamw: what is kept of both running means.")]
 Eps = Annotated[float, typer.Option(help="Of the optimizer adamw.")]
 WeightDecay = Annotated[float, typer.Option(help="Decay of parameters and synapses, as torch.optim has it.")]
+MemoryFormat = Annotated[
+    str,
+    typer.Option(
+        help=f"Of images, in which the step shall be fastest: {_one_of(MEMORY_FORMATS)}, which is the input's."
+    ),
+]

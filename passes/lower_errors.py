@@ -132,7 +132,8 @@ def _target(state: Lowering, region: Region) -> str:
         (edge,) = state.plan.incoming[number]
         source = state.regions[edge.source]
         e, synapse = Ref(state.sampled[source.id]), Ref(f"E[{edge.synapse}]")
-        args = (h, e, synapse, Ref("beta"), source.shape, region.shape, chain)
+        last = (True,) if state.plan.rows_by_position(region) else ()
+        args = (h, e, synapse, Ref("beta"), source.shape, region.shape, chain, *last)
         shift = Call("rules.target.target_at_once", args, (), (y,), (kind,))
         flops = work(state.plan.regions, edge)
     else:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from reclra_graph.errors import UsageError
 from reclra_graph.ir.costs import Costs
@@ -81,6 +82,8 @@ def compile_model(
     if problems:
         raise UsageError(problems)
     clock = _Clock(progress)
+    if options.memory_format == "auto":
+        options = replace(options, memory_format=memory_format(args, kwargs))
     graph, constants = clock.run("capture", lambda: _captured(model, args, kwargs, options))
     regions = clock.run("partition", lambda: verify(partition(graph)))
     batch = batch_size(graph, args, kwargs)
@@ -100,6 +103,14 @@ def compile_model(
     whole = -(-batch // options.micro_batches) * options.micro_batches  # the next batch that can be cut
     program = clock.run("memory", lambda: verify(with_peak(program, whole)))
     return Compilation(program, constants, tuple(clock.seconds.items()))
+
+
+def memory_format(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """That of the images among the inputs."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    images = [item for item in tree_leaves((args, dict(kwargs))) if isinstance(item, Tensor) and item.dim() in formats]
+    last = [item.is_contiguous(memory_format=formats[item.dim()]) and not item.is_contiguous() for item in images]
+    return "channels_last" if any(last) else "contiguous"
 
 
 def placed(tasks: TaskGraph, options: Options) -> TaskGraph:

@@ -74,9 +74,10 @@ def factored(state: Lowering, region: Region, item: Update, delta: str, kind: Te
         return Ref(result)
 
     wide = way == SAMPLES
+    last = (True,) if wide and state.plan.rows_by_position(region) else ()
     if name in _SUMS:
         if wide:
-            error = made("e_sum", "sent", s, synapse, source.shape, region.shape)
+            error = made("e_sum", "sent", s, synapse, source.shape, region.shape, *last)
         elif way == POSITIONS:
             error = made("e_sum", "sent_by_position", s, synapse)
         else:
@@ -96,7 +97,7 @@ def factored(state: Lowering, region: Region, item: Update, delta: str, kind: Te
         x = made("x_mixed", "mixed_by_position", s, x)
     else:
         x = made("x_mixed", "mixed_over_positions", s, x, source.shape, source.axis, rank)
-    error = made("columns", "basis", synapse, region.shape if wide else (region.features,))
+    error = made("columns", "basis", synapse, region.shape if wide else (region.features,), *last)
     function = "rules.updates.norm_scale" if name == "layer_norm_scale" else rule.function
     args = (x, *rest[1:]) if wide else (x, *_at_one_position(name, rest)[1:])
     calls.append(Call(function, (error, *args), (), (delta,), (kind,)))

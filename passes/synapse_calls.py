@@ -29,6 +29,8 @@ def displaced(plan: WiringPlan, edge: Edge, e: str, sent: str, result: str, kind
         args = (Ref(e), synapse, form.stride, form.padding, form.output_padding, form.dilation, form.groups)
     elif edge.form == "token":
         args = (*args, source.axis, target.axis)
+    elif edge.form == "dense" and plan.rows_by_position(target):
+        args = (*args, True)
     return Call(name, args, (), (result,), (kind,))
 
 
@@ -42,7 +44,7 @@ def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str
     if edge.form == "dense" and source.units <= FEW:
         name, args = "rules.synapse.dense_eq6_few", (synapse, Ref(e), *rate, source.shape)
     elif edge.form == "dense":
-        args = (Ref(d), *args[1:])
+        args = (Ref(d), *args[1:], *((True,) if plan.rows_by_position(target) else ()))
     elif rank_of(edge.form):
         shape = (rank_of(edge.form), source.units)
         name, args = "rules.synapse.lowrank_eq6", (Ref(f"E[{edge.synapse}.B]"), Ref(e), *rate, source.shape)

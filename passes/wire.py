@@ -53,7 +53,7 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
         regions, options.gpus, choice.row.named.name, winner.depth, winner.relays, edges, update, _rates(options),
         _losses(regions, options), choice.candidates, why, options.seed,
         costs.device, 0 if costs.clock == "unit" else costs.batch, choice.row.share.placement,
-        options.synapse_memory or 0,
+        options.synapse_memory or 0, "channels_last" if options.memory_format == "channels_last" else "contiguous",
     )  # fmt: skip
 
 

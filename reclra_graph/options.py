@@ -19,6 +19,7 @@ FRONTENDS = ("auto", "export", "record")
 OPTIMIZERS = ("sgd", "momentum", "adamw")
 UPDATES = ("analytic", "local_vjp")
 PLACEMENTS = ("auto", "pipeline")
+MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 OPTIMISATIONS = ("straight", "factors")
 """What makes a step faster and can be left out: errors of regions without an activation made at once (``straight``),
 and updates that need no such error (``factors``)."""
@@ -82,7 +83,8 @@ class Options:
     micro_batches: parts that a batch is cut into; parameters learn once, from all. placement: "pipeline" gives every
     GPU regions of its own, and their part of the forward pass; "auto" does so where there are several micro-batches or
     overlapping steps. overlap_steps: let a step begin in regions that the one before has updated. without: names of
-    OPTIMISATIONS to leave out.
+    OPTIMISATIONS to leave out. memory_format: of images and maps, which dense synapses follow; "auto" that of the
+    example inputs.
     """
 
     gpus: int = 1
@@ -121,6 +123,7 @@ class Options:
     placement: str = "auto"
     overlap_steps: bool = False
     without: tuple[str, ...] = ()
+    memory_format: str = "auto"
 
     @property
     def placed(self) -> bool:
@@ -164,6 +167,7 @@ class Options:
             ("update", self.update, UPDATES),
             ("norm", self.norm, (1, 2)),
             ("placement", self.placement, PLACEMENTS),
+            ("memory_format", self.memory_format, MEMORY_FORMATS),
             *(("without", item, OPTIMISATIONS) for item in self.without),
         ):
             if value not in allowed or isinstance(value, bool):

@@ -184,9 +184,15 @@ class _Step:
             rest = (form.stride, form.padding, form.output_padding, form.dilation, form.groups)
             return synapse.conv_displace(e, weights, *rest)
         displace = getattr(synapse, f"{edge.form}_displace")
-        axes = (source.axis, region.axis) if edge.form == "token" else ()
+        axes = self._places(edge, source, region)
         found: Tensor = displace(e, weights, source.shape, region.shape, *axes)
         return found
+
+    def _places(self, edge: Edge, source: Region, region: Region) -> tuple[Any, ...]:
+        """What a form wants to know beside the shapes: where features stand, in the regions or in E's rows."""
+        if edge.form == "token":
+            return (source.axis, region.axis)
+        return (self.plan.rows_by_position(region),) if edge.form == "dense" else ()
 
     def _convolution(self, edge: Edge) -> Convolution:
         found = convolution(self.plan.regions, edge.source, edge.target)
@@ -212,7 +218,7 @@ class _Step:
         else:
             learn = getattr(synapse, f"{edge.form}_eq6")
             first = d if edge.form == "dense" else self.synapses[name]
-            axes = (source.axis, region.axis) if edge.form == "token" else ()
+            axes = self._places(edge, source, region)
             delta = learn(first, e, *rate, source.shape, region.shape, *axes)
         change = delta * (-rates.lr if rates.sign == "descend" else rates.lr)
         held = self.moved.get(name)

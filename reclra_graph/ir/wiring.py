@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reclra_graph.ir.device import UNIT, Device
-from reclra_graph.ir.regions import RegionGraph
+from reclra_graph.ir.regions import Region, RegionGraph
 from reclra_graph.ir.text import register
 from reclra_graph.options import rank_of
 
@@ -180,6 +180,12 @@ class WiringPlan:
     """(region, GPU) of every region; empty: the forward pass runs on lane 0."""
     budget: int = 0
     """Bytes that the synapses may take together, where that was asked for."""
+    memory_format: str = "contiguous"
+    """How maps stand in memory, as PyTorch calls it; "channels_last" has rows of dense synapses in that order."""
+
+    def rows_by_position(self, region: Region) -> bool:
+        """Whether the rows of dense synapses that end here follow its map position by position."""
+        return self.memory_format == "channels_last" and region.axis == 0 and len(region.shape) > 2
 
     @cached_property
     def incoming(self) -> dict[int, tuple[Edge, ...]]:

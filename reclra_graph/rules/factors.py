@@ -17,12 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reclra_graph.rules.synapse import Shape, flat, mean_over_positions
+from reclra_graph.rules.synapse import Shape, flat, mean_over_positions, placed
 
 
-def basis(synapse: Tensor, target: Shape) -> Tensor:
+def basis(synapse: Tensor, target: Shape, last: bool = False) -> Tensor:
     """The columns of E, as errors of one sample each. synapse: [units of target, K]; returns [K, *target], a view."""
-    return synapse.T if len(target) == 1 else synapse.T.reshape(-1, *target)
+    return placed(synapse.T, target, last)
 
 
 def mixed(s: Tensor, x: Tensor, source: Shape, sizes: Shape) -> Tensor:
@@ -41,9 +41,9 @@ def mixed_over_positions(s: Tensor, x: Tensor, source: Shape, axis: int, rank: i
     return mean_over_positions(s, source, axis).T @ x.sum(tuple(range(1, rank - 1)))
 
 
-def sent(s: Tensor, synapse: Tensor, source: Shape, target: Shape) -> Tensor:
+def sent(s: Tensor, synapse: Tensor, source: Shape, target: Shape, last: bool = False) -> Tensor:
     """Σ_b e_i[b] as the error of one sample. s: [B, *source]; returns [1, *target]."""
-    return (flat(s, source).sum(0) @ synapse.T).reshape(1, *target)
+    return placed((flat(s, source).sum(0) @ synapse.T).unsqueeze(0), target, last)
 
 
 def sent_by_position(s: Tensor, synapse: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Error synapses: what they transmit (Eq. 3, first half) and how they learn (Eq. 6).
 
 Shapes without the batch are given as ``source`` and ``target``. A ``dense`` E is [units of target, units of source].
+With ``last`` its rows follow a map [C, H, W] position by position, all features of one behind the other, as images in
+channels_last stand in memory.
 The other forms share one E, [features of target, features of source], among positions: ``channel`` where features stand
 first on both sides ([C, H, W], axis 0), ``token`` where they stand last on one side at least ([T, D], axis −1).
 
@@ -33,10 +35,21 @@ def flat(e: Tensor, shape: Shape) -> Tensor:
     return e if len(shape) == 1 else e.flatten(1)
 
 
-def dense_displace(e: Tensor, synapse: Tensor, source: Shape, target: Shape) -> Tensor:
+def rows(h: Tensor, shape: Shape, last: bool) -> Tensor:
+    """[B, *shape] as a matrix with the units in the order of E's rows: position by position where ``last``."""
+    return h.movedim(1, -1).flatten(1) if last else flat(h, shape)
+
+
+def placed(d: Tensor, shape: Shape, last: bool) -> Tensor:
+    """The reverse: [B, units in the order of E's rows] as [B, *shape]."""
+    if last:
+        return d.reshape(-1, *shape[1:], shape[0]).movedim(-1, 1)
+    return d if len(shape) == 1 else d.reshape(-1, *shape)
+
+
+def dense_displace(e: Tensor, synapse: Tensor, source: Shape, target: Shape, last: bool = False) -> Tensor:
     """d_i = E_{j→i} e_j (Eq. 3). e: [B, *source]; returns [B, *target]."""
-    d = flat(e, source) @ synapse.T
-    return d if len(target) == 1 else d.reshape(-1, *target)
+    return placed(flat(e, source) @ synapse.T, target, last)
 
 
 def _rate(gamma: float, samples: int, descend: bool) -> float:
@@ -44,9 +57,11 @@ def _rate(gamma: float, samples: int, descend: bool) -> float:
     return gamma / samples if descend else -gamma / samples
 
 
-def dense_eq6(d: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape) -> Tensor:
+def dense_eq6(
+    d: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape, last: bool = False
+) -> Tensor:
     """γ d_i e_jᵀ, mean over the batch: −ΔE of Eq. 6, the direction that descends D when it is subtracted from E."""
-    return _rate(gamma, batch, descend) * (flat(d, target).T @ flat(e, source))
+    return _rate(gamma, batch, descend) * (rows(d, target, last).T @ flat(e, source))
 
 
 def dense_eq6_few(synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape) -> Tensor:

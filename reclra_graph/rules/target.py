@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reclra_graph.rules.operators import Chain, apply_chain
-from reclra_graph.rules.synapse import flat
+from reclra_graph.rules.synapse import flat, placed, rows
 
 
 def total(first: Tensor, *others: Tensor) -> Tensor:
@@ -30,11 +30,12 @@ def target_at_once(
     source: tuple[int, ...],
     shape: tuple[int, ...],
     activation: Chain,
+    last: bool = False,
 ) -> Tensor:
     """y_i = φ_i(h_i − β E_{j→i} e_j) with a dense synapse, in one product that never writes d_i down.
 
     h: [B, *shape]; e: [B, *source]. For large maps this is most of the time that a target takes.
     """
-    h = torch.addmm(flat(h, shape), flat(e, source), synapse.T, alpha=-beta)
-    moved: Tensor = apply_chain(activation, h if len(shape) == 1 else h.reshape(-1, *shape))
+    h = torch.addmm(rows(h, shape, last), flat(e, source), synapse.T, alpha=-beta)
+    moved: Tensor = apply_chain(activation, placed(h, shape, last))
     return moved
