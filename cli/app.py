@@ -100,7 +100,7 @@ def compile_command(
         "optimizer": optimizer,
         "lr": lr,
         "momentum": momentum,
-        "betas": tuple(_decimal(item) for item in parts(betas)),
+        "betas": tuple(_decimal_or_text(item) for item in parts(betas)),
         "eps": eps,
         "weight_decay": weight_decay,
         "update": update,
@@ -276,11 +276,15 @@ def _kappa(text: str) -> dict[Any, Any]:
     """``3=0.5,7=2``; what is no number stays a text, which the options refuse."""
     found: dict[Any, Any] = {}
     for region, _, value in (item.partition("=") for item in parts(text)):
-        try:
-            found[_number(region.strip())] = float(value)
-        except ValueError:
-            found[_number(region.strip())] = value
+        found[_number(region.strip())] = _decimal_or_text(value)
     return found
+
+
+def _decimal_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # which the options refuse
 
 
 def _decimal(text: str) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reclra_graph.ir.operators import OPAQUE, Ref, TensorType
+from reclra_graph.ir.operators import OPAQUE, TensorType
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Run, Schedule
 from reclra_graph.passes.calls import MEANS, sized
@@ -94,9 +94,7 @@ def predicted_peak(program: StepProgram, batch: int) -> tuple[int, ...]:
 
 def _learning(schedule: Schedule, P: dict[str, Tensor], E: dict[str, Tensor]) -> list[Tensor]:
     """Parameters and synapses that the optimiser changes, each once."""
-    calls = [call for task in schedule.tasks.tasks for call in task.calls if call.function == "optimise"]
-    stores = dict.fromkeys(call.args[0].name for call in calls if isinstance(call.args[0], Ref))
-    return [(P if store.startswith("P") else E)[store[2:-1]] for store in stores]
+    return [(P if store.startswith("P") else E)[store[2:-1]] for store in schedule.tasks.learned]
 
 
 class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]

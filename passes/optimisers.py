@@ -19,6 +19,9 @@ _DECAYED = '''def sgd(store, name, delta, lr):
 '''
 
 _STATE = '''
+    def __init__(self):
+        self.state = {}
+
     def kept(self, value, name, slot):
         """What is remembered of a parameter or a synapse, zeros at first; it follows to another device."""
         key = ("E." if name in SYNAPSES else "") + f"{name}|{slot}"
@@ -27,6 +30,10 @@ _STATE = '''
         if self.state[key].device != value.device:
             self.state[key] = self.state[key].to(value.device)
         return self.state[key]
+
+    def __call__(self, store, name, delta, lr):
+        value = store[name]
+        delta = delta.to(value.device)@decay@
 '''
 
 _MOMENTUM = (
@@ -34,16 +41,9 @@ _MOMENTUM = (
     """v <- momentum * v + delta, store[name] <- store[name] - lr * v, as torch.optim.SGD."""
 
     slots = ("v",)
-
-    def __init__(self):
-        self.state = {}
 '''
     + _STATE
-    + """
-    def __call__(self, store, name, delta, lr):
-        value = store[name]
-        delta = delta.to(value.device)@decay@
-        v = self.kept(value, name, "v").mul_({momentum}).add_(delta)
+    + """        v = self.kept(value, name, "v").mul_({momentum}).add_(delta)
         value.sub_(lr * v)
 
 
@@ -57,16 +57,9 @@ _ADAMW = (
     their bias towards zero, as torch.optim.AdamW."""
 
     slots = ("t", "m", "v")
-
-    def __init__(self):
-        self.state = {}
 '''
     + _STATE
-    + """
-    def __call__(self, store, name, delta, lr):
-        value = store[name]
-        delta = delta.to(value.device)@decay@
-        t = self.kept(value, name, "t").add_(1)
+    + """        t = self.kept(value, name, "t").add_(1)
         m = self.kept(value, name, "m").lerp_(delta, 1 - {first})
         v = self.kept(value, name, "v").mul_({second}).addcmul_(delta, delta, value=1 - {second})
         size = v.sqrt() / (1 - {second}**t).sqrt() + {eps}

@@ -11,7 +11,7 @@ After:   jobs: a target for every region that an error reaches, with the displac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import networkx as nx
 
@@ -141,16 +141,20 @@ def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> li
     return [*targets, *updates, *synapses]
 
 
+def _sources(pairs: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """The first of every pair, by the second."""
+    found: dict[int, list[int]] = {}
+    for source, target in pairs:
+        found.setdefault(target, []).append(source)
+    return found
+
+
 def _handed_over(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, jobs: Sequence[Job]) -> list[Job]:
     """The same behind a forward pass on lane 0, and with what each job on another lane must fetch first: for a target
     h, z and the errors that it hears, for an update the region's inputs and its own error. Synapses learn where their
     target was computed, which has all that they read."""
-    inputs: dict[int, list[int]] = {}
-    for source, target in regions.flow:
-        inputs.setdefault(target, []).append(source)
-    heard: dict[int, list[int]] = {}
-    for edge in edges:
-        heard.setdefault(edge.target, []).append(edge.source)
+    inputs = _sources(regions.flow)
+    heard = _sources((edge.source, edge.target) for edge in edges)
     sent = [costs.transfer(size) for size in costs.output_bytes]
     output = regions.output
     found = [Job("forward", sum(costs.forward), lane=0)]
@@ -183,12 +187,8 @@ def _placed(
 ) -> list[Job]:
     """The same behind a forward pass that visits every region where it lives, each job on the GPU of its region: what
     crosses are representations on their way forward, and errors."""
-    inputs: dict[int, list[int]] = {}
-    for source, target in regions.flow:
-        inputs.setdefault(target, []).append(source)
-    heard: dict[int, list[int]] = {}
-    for edge in edges:
-        heard.setdefault(edge.target, []).append(edge.source)
+    inputs = _sources(regions.flow)
+    heard = _sources((edge.source, edge.target) for edge in edges)
     sent = [costs.transfer(size) for size in costs.output_bytes]
     found = []
     for region in regions.regions:

@@ -141,7 +141,8 @@ def make_options(**given: Any) -> Options:
     )
     if isinstance(given.get("betas"), Sequence):
         given["betas"] = tuple(given["betas"])
-    given["without"] = tuple(given.get("without") or ())
+    without = given.get("without") or ()
+    given["without"] = (without,) if isinstance(without, str) else tuple(without)
     given["class_weights"] = tuple(float(item) for item in given.get("class_weights") or ())
     return Options(**given)
 

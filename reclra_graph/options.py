@@ -184,7 +184,11 @@ class Options:
             if not _finite(number) or number < 0 or (positive and number == 0):
                 wanted = "a number above 0" if positive else "a number of at least 0"
                 found.append(Problem("RG405", f"{name} is {number!r}", name, f"Give {wanted}."))
-        if len(self.betas) != 2 or not all(_finite(item) and 0 <= item < 1 for item in self.betas):
+        if (
+            not isinstance(self.betas, tuple)
+            or len(self.betas) != 2
+            or not all(_finite(item) and 0 <= item < 1 for item in self.betas)
+        ):
             cause = f"betas is {self.betas!r}"
             found.append(Problem("RG405", cause, "betas", "Give two numbers of at least 0 and below 1."))
         if isinstance(self.loss, tuple) and (not self.loss or self.output is not None):

@@ -76,6 +76,12 @@ class TaskGraph:
         return {task.name: task for task in self.tasks}
 
     @cached_property
+    def learned(self) -> tuple[str, ...]:
+        """Storage that the optimiser changes, each once: ``"P[0.weight]"``, ``"E[9->5]"``."""
+        stores = [call.args[0] for task in self.tasks for call in task.calls if call.function == "optimise"]
+        return tuple(dict.fromkeys(store.name for store in stores if isinstance(store, Ref)))
+
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Names of the step's inputs: what the loss's check looks at beside the loss, or what stands behind it."""
         calls = [call for task in self.tasks for call in task.calls]

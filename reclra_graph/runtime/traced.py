@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from reclra_graph.ir.operators import Ref
 from reclra_graph.runtime.compiled import CompiledStep
 
 
@@ -49,8 +48,7 @@ def optimiser_memory(step: CompiledStep) -> dict[str, Tensor]:
     optimiser = step.optimiser
     if hasattr(optimiser, "state") and not optimiser.state:
         held = {"P": step.storage(), "E": step.synapses}
-        calls = [call for task in step.schedule.tasks.tasks for call in task.calls if call.function == "optimise"]
-        for store in dict.fromkeys(call.args[0].name for call in calls if isinstance(call.args[0], Ref)):
+        for store in step.schedule.tasks.learned:
             value = held[store[0]][store[2:-1]]
             for slot in optimiser.slots:
                 optimiser.kept(value, store[2:-1], slot)

@@ -129,8 +129,8 @@ def test_a_state_that_is_not_the_optimisers(name: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"momentum": -0.1}, {"betas": (0.9,)}, {"betas": (0.9, 1.0)}, {"eps": -1.0}, {"weight_decay": float("nan")},
-     {"optimizer": "adam"}],
+    [{"momentum": -0.1}, {"betas": (0.9,)}, {"betas": (0.9, 1.0)}, {"betas": 0.9}, {"betas": None},
+     {"betas": "ab"}, {"eps": -1.0}, {"weight_decay": float("nan")}, {"optimizer": "adam"}],
     ids=str,
 )  # fmt: skip
 def test_numbers_that_cannot_be(options: dict[str, Any]) -> None:

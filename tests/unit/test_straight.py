@@ -152,3 +152,4 @@ def test_of_a_source_with_many_units_d_is_written_down_for_what_e_learns() -> No
 def test_unknown_optimisations_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
     refused(rg.UsageError, lambda: rg.compile(model, torch.zeros(3, 4), without=["magic"]), "RG405")
+    refused(rg.UsageError, lambda: rg.compile(model, torch.zeros(3, 4), without="magic"), "RG405")
