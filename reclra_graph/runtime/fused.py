@@ -23,7 +23,7 @@ from reclra_graph.user_cache import cache_folder
 
 Key = tuple[Any, ...]
 
-_VERSION = 1
+_VERSION = 2
 """Of the files in the cache."""
 _OPTIONS = {"fallback_random": True}
 """Of Inductor: random numbers are those that the step itself would draw."""

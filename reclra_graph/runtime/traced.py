@@ -23,6 +23,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from reclra_graph.runtime.compiled import CompiledStep
 
 
+Key = tuple[object, ...]
+
+
 @dataclass(frozen=True)
 class Traced:
     """``module(*tensors)`` gives (loss, finite) and changes its inputs in place. ``used``: which of ``flat_tensors`` it
@@ -87,6 +90,7 @@ def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str,
 
     with _instead(step.module.__dict__, check=check, check_inputs=lambda *_: None, Lanes=_one_lane(step)):
         module = make_fx(torch.func.functionalize(run), tracing_mode="fake")(*flat)
+    _share_repeated(module)
     _guard_stores(module)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     used = tuple(index for index, node in enumerate(inputs) if node.users)
@@ -149,6 +153,22 @@ def _optimiser(step: CompiledStep, remembered: dict[str, Tensor]) -> Any:
     optimiser = copy.copy(step.optimiser)
     optimiser.state = remembered
     return optimiser
+
+
+def _share_repeated(module: GraphModule) -> None:
+    """Compute everything once: lanes each make what they need, such as the same product of an error with itself for
+    every synapse that learns from it, and in one piece of machine code there are no lanes."""
+    seen: dict[Key, Node] = {}
+    for node in list(module.graph.nodes):
+        operator = node.target
+        if not isinstance(operator, torch._ops.OpOverload) or operator._schema.is_mutable:
+            continue
+        if torch.Tag.nondeterministic_seeded in operator.tags or not node.all_input_nodes:
+            continue  # random numbers; new tensors, which are filled later or cost nothing
+        first = seen.setdefault((operator, repr(node.args), repr(node.kwargs)), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            module.graph.erase_node(node)
 
 
 def _guard_stores(module: GraphModule) -> None:

@@ -80,6 +80,16 @@ def test_the_graph_has_no_derivative_and_one_store_for_each_thing_that_learns() 
     assert not [name for name in names if name.endswith("_.default") and name != "aten.copy_.default"]
 
 
+def test_what_is_repeated_is_computed_once() -> None:
+    step = fresh(figure1())  # every synapse learns from its source's error times itself
+    found, _ = graph_of(step, *batch_for(step))
+    products = [node for node in found.module.graph.nodes if node.target is torch.ops.aten.mm.default]
+    squares = [node for node in products if node.meta["val"].shape == (10, 10)]
+    assert len(step.synapses) > 1
+    assert len(squares) == 1
+    assert len({(node.target, repr(node.args)) for node in products}) == len(products)
+
+
 def test_batches_are_checked_before_they_are_traced() -> None:
     step = fresh(figure1())
     inputs, target = batch_for(step)
