@@ -32,18 +32,24 @@ def step_command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=f"The JSON file, a page and a picture beside it; {RESULTS}/step-DEVICE.json where all is measured."
+            help=f"The JSON file, a page and a picture beside it; {RESULTS}/step-DEVICE.json where all is measured,"
+            " step-DEVICE-optimisations.json with --ablate."
         ),
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder of finished cases, where a run is resumed.")] = Path("build/step"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is finished.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny nets and few rounds: does everything run?")] = False,
+    formats: Annotated[str | None, typer.Option(help="Only these memory formats of images, joined by commas.")] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="The fused step with one optimisation left out at a time.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
 ) -> None:
     """Time one training step of several nets: this compiler's and the best backpropagation, in turns in one process.
 
     Cases of the CPU: resnet18, resnet18-blocks, resnet50, vit-tiny, vit-tiny-token, gpt, vgg11, mlp. Arms:
-    backprop-eager, backprop-compiled, reclra-eager and reclra-fused; on a GPU also backprop-graphed and reclra-graphed.
+    backprop-eager, backprop-compiled, reclra-eager and reclra-fused; on a GPU also backprop-graphed and reclra-graphed;
+    without-NAME is reclra-fused without one optimisation.
     Exit status 0 where every cell was measured and its loss is finite and falls; 1 where not.
     """
     from reclra_graph.cli import app, render
@@ -57,9 +63,11 @@ def step_command(
         names = None if models is None else tuple(app.parts(models))
         wanted = None if arms is None else tuple(app.parts(arms))
         settings = step_bench.Settings(
-            names, wanted, rounds, warm_up, batch, lr, seed, device, threads, work, fresh, quick
-        )
-        target = out if out is not None else RESULTS / f"step-{settings.on}.json" if settings.whole else None
+            names, wanted, rounds, warm_up, batch, lr, seed, device, threads, work, fresh, quick,
+            None if formats is None else tuple(app.parts(formats)), ablate,
+        )  # fmt: skip
+        kept = RESULTS / f"step-{settings.on}{'-optimisations' if ablate else ''}.json"
+        target = out if out is not None else kept if settings.whole else None
         folders = [work] if target is None else [work, target.parent]
         other = [problem for folder in folders for problem in unwritable(folder)]
         if usage := settings.problems():

@@ -7,6 +7,7 @@ offered: ``lacks`` says why.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor
 
 import reclra_graph as rg
 from reclra_graph.bench.step_cases import Case, Net
+from reclra_graph.options import OPTIMISATIONS
 
 Run: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -65,13 +67,14 @@ class Settings:
 @dataclass(frozen=True)
 class Arm:
     """``peer``: whether it is backpropagation. ``method``: of ``CompiledStep``, that it calls. ``cuda``: whether it
-    runs only there."""
+    runs only there. ``without``: the optimisation that it leaves out, which makes it one of ``--ablate``."""
 
     name: str
     make: Callable[[Case, Settings], Run]
     peer: bool = False
     method: str = "__call__"
     cuda: bool = False
+    without: str = ""
 
 
 def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
@@ -99,11 +102,7 @@ def backprop_graphed(case: Case, settings: Settings) -> Run:
 
 def reclra_eager(case: Case, settings: Settings) -> Run:
     """The compiled step itself."""
-    net = settings.net(case)
-    precision = {} if case.dtype == "float32" else {AUTOCAST: case.dtype}
-    ((inputs, _),) = settings.batches(case, net, 1)
-    options: dict[str, Any] = {**dict(case.options), **precision}
-    return rg.compile(net.model, (inputs,), wiring=case.wiring, lr=case.lr, seed=settings.seed, **options)
+    return _compiled(case, settings)
 
 
 def reclra_fused(case: Case, settings: Settings) -> Run:
@@ -114,6 +113,21 @@ def reclra_fused(case: Case, settings: Settings) -> Run:
 def reclra_graphed(case: Case, settings: Settings) -> Run:
     """The compiled step as CUDA graphs."""
     return _method(reclra_eager(case, settings), "graphed")
+
+
+def reclra_without(optimisation: str) -> Callable[[Case, Settings], Run]:
+    """``reclra_fused`` with one optimisation left out."""
+    return lambda case, settings: _method(_compiled(case, settings, optimisation), "fused")
+
+
+def _compiled(case: Case, settings: Settings, *without: str) -> rg.CompiledStep:
+    net = settings.net(case)
+    precision = {} if case.dtype == "float32" else {AUTOCAST: case.dtype}
+    ((inputs, _),) = settings.batches(case, net, 1)
+    options: dict[str, Any] = {**dict(case.options), **precision}
+    return rg.compile(
+        net.model, (inputs,), wiring=case.wiring, lr=case.lr, seed=settings.seed, without=without, **options
+    )
 
 
 _NUMBERS = itertools.count()
@@ -130,20 +144,33 @@ ARMS: dict[str, Arm] = {
         Arm("reclra-eager", reclra_eager),
         Arm("reclra-fused", reclra_fused, method="fused"),
         Arm("reclra-graphed", reclra_graphed, method="graphed", cuda=True),
+        *(Arm(f"without-{name}", reclra_without(name), method="fused", without=name) for name in OPTIMISATIONS),
     )
 }
 """By name, in the order of the tables."""
+WHOLE = "reclra-fused"
+"""The arm with all optimisations."""
+USUAL = tuple(name for name, arm in ARMS.items() if not arm.without)
+ABLATION = (WHOLE, *(name for name, arm in ARMS.items() if arm.without))
+"""The arms that say what every optimisation gains."""
 
 
-def lacks(arm: Arm, case: Case, device: str) -> str:
+def lacks(arm: Arm, case: Case, settings: Settings) -> str:
     """Why an arm cannot be measured here, or ""."""
-    if arm.cuda and device != "cuda":
+    if arm.cuda and settings.device != "cuda":
         return "needs a CUDA device"
     if not arm.peer and not hasattr(rg.CompiledStep, arm.method):
         return f"this version has no CompiledStep.{arm.method}()"
     if not arm.peer and case.dtype != "float32" and AUTOCAST not in inspect.signature(rg.compile).parameters:
         return f"rg.compile has no {AUTOCAST}, so that the step computes in float32 alone"
+    if arm.without and _source(case, settings, arm.without) == _source(case, settings):
+        return "changes nothing in this step"
     return ""
+
+
+@functools.cache
+def _source(case: Case, settings: Settings, *without: str) -> str:
+    return _compiled(case, settings, *without).source
 
 
 def step_of(run: Run) -> rg.CompiledStep | None:

@@ -14,7 +14,7 @@ import torch
 
 from reclra_graph.bench import jobs
 from reclra_graph.bench.jobs import Job, Limits, Progress, Row, partial, row_path
-from reclra_graph.bench.step_arms import ARMS
+from reclra_graph.bench.step_arms import ABLATION, ARMS, FORMATS, USUAL
 from reclra_graph.bench.step_cases import BATCHES, CASES, usual
 from reclra_graph.bench.step_measure import Request
 from reclra_graph.errors import Problem
@@ -30,7 +30,8 @@ _LIMITS = ("RG809", "RG809", "RG809")
 class Settings:
     """What is measured, and how; None: the usual. ``models``, ``arms``: names. ``rounds``: turns of every arm that are
     timed, behind ``warm_up`` steps. ``batch``, ``lr``: of all cases instead of their own. ``work``: folder of what is
-    finished, made anew where ``fresh``. ``quick``: tiny nets, few rounds."""
+    finished, made anew where ``fresh``. ``quick``: tiny nets, few rounds. ``formats``: memory formats of images.
+    ``ablate``: instead of backpropagation, one optimisation left out at a time."""
 
     models: tuple[str, ...] | None = None
     arms: tuple[str, ...] | None = None
@@ -44,6 +45,8 @@ class Settings:
     work: Path = Path("build/step")
     fresh: bool = False
     quick: bool = False
+    formats: tuple[str, ...] | None = None
+    ablate: bool = False
 
     @cached_property
     def on(self) -> str:
@@ -72,12 +75,17 @@ class Settings:
     @property
     def whole(self) -> bool:
         """Whether everything is measured as it is reported."""
-        return not self.quick and all(item is None for item in (self.models, self.arms, self.batch, self.lr))
+        return not self.quick and all(
+            item is None for item in (self.models, self.arms, self.batch, self.lr, self.formats)
+        )
 
     def problems(self) -> tuple[Problem, ...]:
         """Everything that is wrong with them."""
-        found = []
-        for option, names, known in (("models", self.models, CASES), ("arms", self.arms, ARMS)):
+        found: list[Problem] = []
+        chosen = (("models", self.models, CASES), ("arms", self.arms, ARMS), ("formats", self.formats, FORMATS))
+        if self.ablate and self.arms is not None:
+            found.append(Problem("RG405", "--ablate names the arms itself", "--arms", "Leave out one of the two."))
+        for option, names, known in chosen:
             wrong = [name for name in names or () if name not in known]
             advice = f"Choose from {', '.join(known)}."
             found += [Problem("RG405", f"there is no {name!r}", f"--{option}", advice) for name in wrong]
@@ -110,10 +118,16 @@ class Settings:
         """What the process of a case measures, or that of the memory of one of its cells."""
         rounds, warm_up = self.timed
         where = None if cell is None else (str(cell["arm"]), str(cell["format"]))
-        arms = tuple(ARMS) if self.arms is None else tuple(name for name in ARMS if name in self.arms)
         return Request(
-            case, arms, where, self.on, rounds, warm_up, self.seed, self.batch, self.lr, self.quick
+            case, self.measured, where, self.on, rounds, warm_up, self.seed, self.batch, self.lr, self.quick,
+            tuple(FORMATS) if self.formats is None else tuple(name for name in FORMATS if name in self.formats),
         )  # fmt: skip
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the arms."""
+        usually = ABLATION if self.ablate else USUAL
+        return usually if self.arms is None else tuple(name for name in ARMS if name in self.arms)
 
 
 def run(settings: Settings, progress: Progress = lambda *_: None) -> tuple[list[Row], dict[str, dict[str, Row]]]:
@@ -124,7 +138,7 @@ def run(settings: Settings, progress: Progress = lambda *_: None) -> tuple[list[
     and is passed on."""
     rounds, warm_up = settings.timed
     asked = [settings.on, rounds, warm_up, settings.batch, settings.lr, settings.seed, settings.quick, settings.each]
-    folder = settings.work / jobs.stamp(asked, settings.arms)
+    folder = settings.work / jobs.stamp(asked, settings.measured, settings.formats)
     limits = Limits(threads=settings.each, codes=_LIMITS)
 
     def anew(row: Row) -> bool:

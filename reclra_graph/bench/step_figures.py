@@ -40,7 +40,8 @@ def verdict(losses: Sequence[tuple[int, float | None]], begins: float | None) ->
 def figures(row: Row, memory: Mapping[str, Row]) -> dict[str, Any]:
     """What is reported of one case: its row with, for every cell that was measured, the spread of its milliseconds,
     how many times as fast as the best backpropagation it is (the ratio within each round), its share of the machine's
-    peaks, and its memory. ``memory``: the rows of the cells' memory, by cell."""
+    peaks, and its memory; where it leaves out an optimisation, how much longer it takes and how much more memory than
+    with it (``gain``, ``memory_gain``). ``memory``: the rows of the cells' memory, by cell."""
     cells = row.get("cells", {})
     failures = [*row["failures"], *(item for found in memory.values() for item in found["failures"])]
     sound = [name for name in cells if cells[name].get("sound")]
@@ -56,6 +57,9 @@ def figures(row: Row, memory: Mapping[str, Row]) -> dict[str, Any]:
             found["milliseconds"] = spread([1e3 * value for value in cell["seconds"]])
             if base is not None:
                 found["speedup"] = spread([theirs / own for theirs, own in zip(base, cell["seconds"], strict=True)])
+            if (whole := cell.get("beside", "")) in sound:
+                pairs = zip(cell["seconds"], cells[whole]["seconds"], strict=True)
+                found["gain"] = spread([slower / faster for slower, faster in pairs])
             found["peak_shares"] = {
                 kind: round(cell[kind] / middle / row["probes"][probe], 4)
                 for kind, probe in (("flops", "flops"), ("bytes", "bandwidth"))
@@ -63,6 +67,8 @@ def figures(row: Row, memory: Mapping[str, Row]) -> dict[str, Any]:
         if (peak := memory.get(name, {}).get("peak_bytes")) is not None:
             found["peak_bytes"], found["bytes_before"] = peak, memory[name]["before_bytes"]
             found["memory_ratio"] = round(peak / least, 4) if least else None
+            if other := memory.get(cell.get("beside", ""), {}).get("peak_bytes"):
+                found["memory_gain"] = round(peak / other, 4)
         table[name] = found
     return {
         "name": row["name"],
@@ -82,7 +88,7 @@ def headlines(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for case in cases:
         cells = case["cells"]
-        ours = [name for name, cell in cells.items() if not cell["peer"] and "speedup" in cell]
+        ours = [name for name, cell in cells.items() if not cell["peer"] and not cell["without"] and "speedup" in cell]
         if not ours:
             continue
         best = max(ours, key=lambda name: cells[name]["speedup"]["median"])

@@ -14,7 +14,18 @@ from torch import Tensor
 
 from reclra_graph.bench.jobs import Row
 from reclra_graph.bench.measure import coded, told
-from reclra_graph.bench.step_arms import ARMS, FORMATS, Run, Settings, backprop_eager, lacks, reclra_eager, step_of
+from reclra_graph.bench.step_arms import (
+    ARMS,
+    FORMATS,
+    USUAL,
+    WHOLE,
+    Run,
+    Settings,
+    backprop_eager,
+    lacks,
+    reclra_eager,
+    step_of,
+)
 from reclra_graph.bench.step_cases import BATCHES, CASES, QUICK, Case
 from reclra_graph.bench.step_figures import verdict
 from reclra_graph.bench.step_memory import peak_bytes
@@ -27,10 +38,10 @@ from reclra_graph.runtime.compiled import CompiledStep
 @dataclass(frozen=True)
 class Request:
     """What one process measures: every arm of a case, or the memory of the cell (arm, memory format). ``batch`` and
-    ``lr`` instead of the case's own; ``tiny``: the small net of the same kind."""
+    ``lr`` instead of the case's own; ``tiny``: the small net of the same kind; ``formats``: of images."""
 
     case: str
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = USUAL
     cell: tuple[str, str] | None = None
     device: str = "cpu"
     rounds: int = 15
@@ -39,6 +50,7 @@ class Request:
     batch: int | None = None
     lr: float | None = None
     tiny: bool = False
+    formats: tuple[str, ...] = tuple(FORMATS)
 
     @property
     def chosen(self) -> Case:
@@ -120,17 +132,23 @@ class _Timing(_Measurement):
                 self.fail("net", *told(error))
             return self.row
         self.row["case"]["parameters"] = sum(item.numel() for item in net.model.parameters())
-        formats = tuple(FORMATS) if net.images else ("contiguous",)
+        formats = self.request.formats if net.images else ("contiguous",)
         self.batches = {kind: self.request.settings(kind).batches(case, net, BATCHES) for kind in formats}
         self.row["absent"] = {
-            name: why for name in self.request.arms if (why := lacks(ARMS[name], case, self.request.device))
+            name: why
+            for name in self.request.arms
+            if (why := lacks(ARMS[name], case, self.request.settings(formats[0])))
         }
         self.row["cells"] = {
-            label(name, kind, net.images): {"arm": name, "format": kind if net.images else "", "peer": ARMS[name].peer}
+            label(name, kind, net.images): {
+                "arm": name, "format": kind if net.images else "", "peer": ARMS[name].peer,
+                "without": ARMS[name].without,
+                "beside": label(WHOLE, kind, net.images) if ARMS[name].without else "",
+            }
             for name in self.request.arms
             if name not in self.row["absent"]
             for kind in formats
-        }
+        }  # fmt: skip
         del net
         self.stage("probes")
         first = probes(self.request.device, case.dtype, self.request.tiny)

@@ -19,6 +19,11 @@ WHAT = (
     "backpropagation with the least median; memory of each arm in a process of its own"
 )
 
+GAINS = (
+    "The fused step without one optimisation, beside the same step with all of them: how many times as long it takes, "
+    "median and quartiles of the ratios within a round, and how many times the memory."
+)
+
 
 def report(
     rows: Sequence[Row], memory: Mapping[str, Mapping[str, Row]], settings: Settings, command: str
@@ -53,6 +58,8 @@ def write(path: Path, content: Mapping[str, Any]) -> list[Path]:
     page, picture = path.with_suffix(".md"), path.with_suffix(".svg")
     write_json(path, content)
     write_text(page, markdown(content, picture.name))
+    if not content["summary"]:
+        return [path, page]
     write_text(picture, speed_svg(content["cases"]))
     return [path, page, picture]
 
@@ -74,7 +81,11 @@ def lines(content: Mapping[str, Any]) -> list[str]:
         if case["skipped"]:
             found.append(f"{case['name']}: not measured: {case['skipped']}")
         for name, cell in case["cells"].items():
-            if case["name"] not in compared and "milliseconds" in cell:
+            if "gain" in cell:
+                gain = cell["gain"]["median"]
+                memory = f" and {cell['memory_gain']:.2f} times the memory" if "memory_gain" in cell else ""
+                found.append(f"{case['name']}: without {cell['without']}: {gain:.3f} times as long{memory}")
+            elif case["name"] not in compared and "milliseconds" in cell:
                 found.append(f"{case['name']}: {name} takes {cell['milliseconds']['median']:.3f} ms")
         found += [f"{case['name']}: {_failure(item)}" for item in case["failures"]]
     return found
@@ -91,7 +102,14 @@ def markdown(content: Mapping[str, Any], picture: str) -> str:
     ]
     if config["tiny_nets"]:
         parts.append("**Tiny nets: this says that everything runs, and nothing about speed.**")
-    parts += [f"![Times as fast as the best backpropagation]({picture})", "## In short", _summary(content["summary"])]
+    if content["summary"]:
+        parts += [
+            f"![Times as fast as the best backpropagation]({picture})",
+            "## In short",
+            _summary(content["summary"]),
+        ]
+    if gains := _gains(cases):
+        parts += ["## What each optimisation gains", GAINS, gains]
     failed = [f"- **{case['name']}**: {plain(_failure(item))}" for case in cases for item in case["failures"]]
     if failed:
         parts += ["## What fails", "\n".join(failed)]
@@ -125,6 +143,23 @@ def _summary(items: Sequence[Mapping[str, Any]]) -> str:
     ]
     heads = ("case", "fastest", "best backpropagation", "times as fast", "asked for", "memory ratio")
     return _table(heads, rows) if rows else "Nothing was measured beside a backpropagation."
+
+
+def _gains(cases: Sequence[Mapping[str, Any]]) -> str:
+    """A table of all optimisations that were left out, one at a time; "" where none was."""
+    rows = [
+        (
+            cell["without"],
+            case["name"] + (f", {cell['format']}" if cell["format"] else ""),
+            _spread(cell["gain"]["median"], cell["gain"]["quartiles"], 3),
+            f"{cell['memory_gain']:.2f}" if "memory_gain" in cell else "",
+        )
+        for case in cases
+        for cell in case["cells"].values()
+        if "gain" in cell
+    ]
+    heads = ("without", "case", "times as long", "times the memory")
+    return _table(heads, sorted(rows, key=lambda row: row[0])) if rows else ""
 
 
 def _missing(cases: Sequence[Mapping[str, Any]]) -> Iterable[str]:

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
 
     torch.set_num_threads(int(threads))
     given = json.loads(request)
-    given["arms"] = tuple(given["arms"])
+    given.update(arms=tuple(given["arms"]), formats=tuple(given["formats"]))
     measured(Request(**given), lambda row: write_json(Path(path), row))
     return 0
 

@@ -22,7 +22,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from reclra_graph.runtime.compiled import CompiledStep
 
-
 Key = tuple[object, ...]
 
 

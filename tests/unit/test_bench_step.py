@@ -16,11 +16,12 @@ from torch import Tensor
 import reclra_graph as rg
 from reclra_graph.bench import loader, record, step_arms, step_bench, step_measure, step_memory, step_report
 from reclra_graph.bench.record import spread
-from reclra_graph.bench.step_arms import ARMS, Arm, Settings, lacks, step_of
+from reclra_graph.bench.step_arms import ARMS, USUAL, Arm, Settings, lacks, step_of
 from reclra_graph.bench.step_cases import CASES, usual
 from reclra_graph.bench.step_figures import figures, headlines, verdict
 from reclra_graph.bench.step_measure import Request, measured
 from reclra_graph.bench.step_picture import speed_svg
+from reclra_graph.options import OPTIMISATIONS
 from tests.unit.command import Call
 
 EAGER = ("backprop-eager", "reclra-eager")
@@ -69,14 +70,53 @@ def test_images_are_measured_in_both_memory_formats(torchvision: ModuleType) -> 
 
 
 def test_arms_are_offered_where_they_can_run() -> None:
-    case = CASES["mlp"]
-    assert lacks(ARMS["backprop-graphed"], case, "cpu") == "needs a CUDA device"
-    assert lacks(ARMS["reclra-graphed"], case, "cpu") == "needs a CUDA device"
-    assert lacks(ARMS["reclra-graphed"], case, "cuda") == ""
-    assert lacks(ARMS["backprop-compiled"], case, "cpu") == ""
-    assert lacks(ARMS["reclra-eager"], case, "cpu") == ""
-    assert "CompiledStep.later()" in lacks(Arm("later", step_arms.reclra_eager, method="later"), case, "cpu")
-    assert lacks(ARMS["backprop-eager"], CASES["resnet50-224"], "cuda") == ""
+    case, cpu, cuda = CASES["mlp"], Settings(tiny=True), Settings("cuda", tiny=True)
+    assert lacks(ARMS["backprop-graphed"], case, cpu) == "needs a CUDA device"
+    assert lacks(ARMS["reclra-graphed"], case, cpu) == "needs a CUDA device"
+    assert lacks(ARMS["reclra-graphed"], case, cuda) == ""
+    assert lacks(ARMS["backprop-compiled"], case, cpu) == ""
+    assert lacks(ARMS["reclra-eager"], case, cpu) == ""
+    assert "CompiledStep.later()" in lacks(Arm("later", step_arms.reclra_eager, method="later"), case, cpu)
+    assert lacks(ARMS["backprop-eager"], CASES["resnet50-224"], cuda) == ""
+
+
+def test_an_optimisation_that_changes_nothing_is_not_left_out() -> None:
+    settings = Settings(tiny=True)
+    assert lacks(ARMS["without-straight"], CASES["vit-tiny"], settings) == ""
+    assert lacks(ARMS["without-straight"], CASES["mlp"], settings) == "changes nothing in this step"
+    assert {arm.without for arm in ARMS.values()} == {"", *OPTIMISATIONS}
+
+
+def test_what_an_optimisation_gains(mlp: dict[str, Any]) -> None:
+    row = json.loads(json.dumps(mlp))
+    whole = row["cells"].pop("reclra-eager")
+    row["cells"] = {
+        "reclra-fused": whole,
+        "without-factors": {
+            **whole, "arm": "without-factors", "without": "factors", "beside": "reclra-fused",
+            "seconds": [3 * value for value in whole["seconds"]],
+        },
+    }  # fmt: skip
+    memory = {
+        name: {"peak_bytes": peak, "before_bytes": 1, "failures": []}
+        for name, peak in (("reclra-fused", 100), ("without-factors", 150))
+    }
+    cell = figures(row, memory)["cells"]["without-factors"]
+    assert cell["gain"]["median"] == pytest.approx(3)
+    assert cell["memory_gain"] == 1.5
+    content = content_of(row, memory={"mlp": memory})
+    assert content["summary"] == []  # nothing to compare with
+    assert "mlp: without factors: 3.000 times as long and 1.50 times the memory" in step_report.lines(content)
+    assert "| factors | mlp | 3.000 (3.000 to 3.000) | 1.50 |" in step_report.markdown(content, "x.svg")
+
+
+def test_ablation_names_the_arms_itself() -> None:
+    settings = step_bench.Settings(ablate=True, models=("mlp",))
+    assert settings.measured == ("reclra-fused", *(f"without-{name}" for name in OPTIMISATIONS))
+    assert settings.request("mlp").arms == settings.measured
+    assert not settings.problems()
+    wrong = step_bench.Settings(ablate=True, arms=("reclra-eager",), formats=("rows",)).problems()
+    assert [item.place for item in wrong] == ["--arms", "--formats"]
 
 
 def test_a_fused_step_is_built_by_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +395,7 @@ def test_the_help_names_every_case_of_the_cpu_and_every_arm() -> None:
     from reclra_graph.cli.bench_step import step_command
 
     said = step_command.__doc__ or ""
-    for name in (*usual("cpu"), *ARMS):
+    for name in (*usual("cpu"), *USUAL):
         assert name in said
 
 
