@@ -22,6 +22,7 @@ from reclra_graph.bench.step_figures import figures, headlines, verdict
 from reclra_graph.bench.step_measure import Request, measured
 from reclra_graph.bench.step_picture import speed_svg
 from reclra_graph.options import OPTIMISATIONS
+from tests.bench import headline
 from tests.unit.command import Call
 
 EAGER = ("backprop-eager", "reclra-eager")
@@ -404,3 +405,11 @@ def test_a_request_changes_the_case_it_asks_for() -> None:
     assert Request("mlp", batch=7, lr=0.5).chosen.batch == 7
     assert Request("mlp", tiny=True).chosen.batch == 4
     assert step_measure.label("a", "contiguous", images=False) == "a"
+
+
+def test_the_headline_in_the_readme_is_that_of_the_results() -> None:
+    content = json.loads(headline.RESULTS.read_text(encoding="utf-8"))
+    text = headline.README.read_text(encoding="utf-8")
+    assert headline.replaced(text, content) == text
+    content["summary"][0]["speedup"] += 1
+    assert headline.replaced(text, content) != text
