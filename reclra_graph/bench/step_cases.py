@@ -21,17 +21,19 @@ QUICK = 4
 @dataclass(frozen=True)
 class Net:
     """A model; the shape of one sample; how many classes it tells apart; and how many tokens there are, where its
-    inputs are tokens: it then has a score for each class at every position."""
+    inputs are tokens: it then has a score for each class at every position. ``patches``: its only convolution cuts
+    images into patches."""
 
     model: nn.Module
     shape: tuple[int, ...]
     classes: int
     tokens: int = 0
+    patches: bool = False
 
     @property
     def images(self) -> bool:
-        """Whether its inputs are images, which may lie in memory in two formats."""
-        return len(self.shape) == 3
+        """Whether it works on maps, which may lie in memory in two formats."""
+        return len(self.shape) == 3 and not self.patches
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ def _vgg11(tiny: bool) -> Net:
 
 def _vit_tiny(tiny: bool) -> Net:
     if tiny:
-        return Net(ViT(16, 8, 16, 2, 2, 10), (3, 16, 16), 10)
-    return Net(ViT(64, 8, 192, 12, 3, 10), (3, 64, 64), 10)
+        return Net(ViT(16, 8, 16, 2, 2, 10), (3, 16, 16), 10, patches=True)
+    return Net(ViT(64, 8, 192, 12, 3, 10), (3, 64, 64), 10, patches=True)
 
 
 def _vit_b16(tiny: bool) -> Net:
-    return _vit_tiny(True) if tiny else Net(ViT(224, 16, 768, 12, 12, 1000), (3, 224, 224), 1000)
+    return _vit_tiny(True) if tiny else Net(ViT(224, 16, 768, 12, 12, 1000), (3, 224, 224), 1000, patches=True)
 
 
 def _gpt(tiny: bool) -> Net:

@@ -16,7 +16,8 @@ from reclra_graph.export.report import count
 
 WHAT = (
     "one training step: all arms of a case in one process, in turns whose order rotates; ratios within a round, to the "
-    "backpropagation with the least median; memory of each arm in a process of its own"
+    "backpropagation with the least median; memory of each arm, in the format in which it is fastest, in a "
+    "process of its own"
 )
 
 GAINS = (

@@ -413,3 +413,14 @@ def test_the_headline_in_the_readme_is_that_of_the_results() -> None:
     assert headline.replaced(text, content) == text
     content["summary"][0]["speedup"] += 1
     assert headline.replaced(text, content) != text
+
+
+def test_memory_is_asked_of_the_format_in_which_an_arm_is_fastest() -> None:
+    cells = {
+        "a, contiguous": {"arm": "a", "sound": True, "seconds": [3.0, 2.0, 2.0]},
+        "a, channels_last": {"arm": "a", "sound": True, "seconds": [1.0, 1.0, 9.0]},
+        "b, contiguous": {"arm": "b", "sound": False, "seconds": [0.1]},
+        "b, channels_last": {"arm": "b", "sound": True, "seconds": [1.0]},
+        "c, contiguous": {"arm": "c"},
+    }
+    assert step_bench.fastest(cells) == ["a, channels_last", "b, channels_last"]
