@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,10 @@ from torch import Tensor
 from reclra_graph.errors import Problem, StepError, UsageError
 from reclra_graph.ir.operators import OPAQUE
 from reclra_graph.runtime.compiled import CompiledStep
-from reclra_graph.runtime.spread import Spread, spread
+from reclra_graph.runtime.spread import Spread, lane_places, spread
+
+if TYPE_CHECKING:
+    from reclra_graph.runtime.pieced import PiecedStep
 
 Key = tuple[Any, ...]
 
@@ -55,15 +58,23 @@ class GraphedStep:
     """
 
     def __init__(
-        self, step: CompiledStep, warmup: int = 2, most: int = 8, places: Mapping[int, int] | None = None
+        self,
+        step: CompiledStep,
+        warmup: int = 2,
+        most: int = 8,
+        places: Mapping[int, int] | None = None,
+        fused: PiecedStep | None = None,
     ) -> None:
         """``places``: a number for the device of every lane, to capture as for several GPUs where there is but one.
+        ``fused``: the step in compiled pieces, to capture these; the first steps, at least one, are theirs.
 
         Raises UsageError RG606 where the model is not on a CUDA device."""
         if step.device.type != "cuda":
             cause = f"CUDA graphs were asked for, but the model is on {step.device}"
             raise UsageError(Problem("RG606", cause, "graphed()"))
-        self.step, self.warmup, self.most, self.places = step, warmup, most, places
+        self.step, self.most, self.fused = step, most, fused
+        self.warmup = max(1, warmup) if fused is not None else warmup
+        self.places = places if fused is None else fused.places
         self.seen: dict[Key, int] = {}
         self.held: dict[Key, Captured | Spread] = {}
         self.broken: dict[Key, str] = {}
@@ -83,7 +94,11 @@ class GraphedStep:
                 self.why = self._prepare(key, given, goal)
             if not self.why:
                 return self.held[key].replay(tensors)
-        return self.step(inputs, target, kwargs)
+        if self.fused is None:
+            return self.step(inputs, target, kwargs)
+        loss = self.fused(inputs, target, kwargs)
+        self.why = self.fused.why or self.why
+        return loss
 
     def _obstacle(self, tensors: list[Tensor]) -> str:
         """Why no graph can hold this step, whatever its shapes."""
@@ -101,10 +116,7 @@ class GraphedStep:
 
     def _several(self) -> dict[int, int]:
         """A number for the device of every lane, where they are on several; else nothing."""
-        lanes = [lane.id for lane in self.step.schedule.lanes]
-        homes = {lane: self.step.module.lane_device(lane, self.step.device) for lane in lanes}
-        number = {home: index for index, home in enumerate(dict.fromkeys(homes.values()))}
-        found = self.places or {lane: number[homes[lane]] for lane in lanes}
+        found = self.places or lane_places(self.step)
         return dict(found) if len(set(found.values())) > 1 else {}
 
     def _key(self, tensors: list[Tensor]) -> Key:
@@ -139,6 +151,8 @@ class GraphedStep:
         computed."""
         device = self.step.device
         places = self._several()
+        if self.fused is not None:
+            return self.fused.captured(given, goal)
         if places:
             return spread(self.step, given, goal, places)
         static = [item.clone() for item in given]

@@ -7,8 +7,8 @@ behind the other; its lanes are streams that fork from the capturing one where a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reclra_graph.errors import Problem, StepError
-from reclra_graph.ir.schedule import Copy, Free, Record
+from reclra_graph.ir.schedule import Copy, Free, Record, Wait
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.segments import Part, Segment, segments
 from reclra_graph.runtime.statements import name_space, part_code
@@ -78,6 +78,13 @@ class Spread:
                     raise StepError(Problem("RG604", cause, "step()"))
 
 
+def lane_places(step: CompiledStep) -> dict[int, int]:
+    """A number for the device of every lane."""
+    homes = {lane.id: step.module.lane_device(lane.id, step.device) for lane in step.schedule.lanes}
+    number = {home: index for index, home in enumerate(dict.fromkeys(homes.values()))}
+    return {lane: number[home] for lane, home in homes.items()}
+
+
 def spread(
     step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor], places: Mapping[int, int]
 ) -> Spread:
@@ -85,20 +92,19 @@ def spread(
 
     Raises ValueError where the schedule cannot be cut, and RuntimeError where CUDA cannot capture something.
     """
-    return _Capture(step, given, goal, places).result()
+    return _Statements(step, given, goal, places).result()
 
 
-class _Capture:
+class Capture:
+    """Captures a step's segments one by one; what is done in them, and where values are, those who inherit know."""
+
     def __init__(
         self, step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor], places: Mapping[int, int]
     ) -> None:
         self.step, self.places = step, places
         self.segments = segments(step.schedule, places)
-        self.code = part_code(step.program)
         self.given = [item.clone() for item in given]
-        held = goal.clone() if isinstance(goal, Tensor) else {key: item.clone() for key, item in goal.items()}
-        self.goals = [held] if isinstance(held, Tensor) else list(held.values())
-        self.space = name_space(step, self.given, held)
+        self.goal = goal.clone() if isinstance(goal, Tensor) else {key: item.clone() for key, item in goal.items()}
         self.devices = {lane: step.module.lane_device(lane, step.device) for lane in places}
         self.queues: dict[int, Any] = {}
         self.roads: dict[tuple[Any, int], Any] = {}
@@ -107,21 +113,34 @@ class _Capture:
             self.queues[lane] = torch.cuda.Stream(self.devices[lane])  # type: ignore[no-untyped-call]
             self.pools.setdefault(places[lane], torch.cuda.graph_pool_handle())
         self.lane = 0
-        self.brought: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self.finite: Tensor | None = None
-        optimise = self.space["optimise"]
-        self.space.update(
-            here=self._here,
-            check=self._check,
-            optimise=lambda store, name, delta, lr: optimise(store, name, self._here(delta), lr),
-        )
+
+    def entries(self, segment: Segment) -> Sequence[Any]:
+        """What a segment does, in order: work, records, waits and frees."""
+        raise NotImplementedError
+
+    def work(self, item: Any) -> None:
+        """Do a piece of work of ``entries``, on the current stream."""
+        raise NotImplementedError
+
+    def value(self, name: str) -> Tensor:
+        """The tensor behind one of the plan's names, ``"loss"`` or ``"finite"``."""
+        raise NotImplementedError
+
+    def bring(self, copy: Copy, source: Tensor, target: Tensor) -> None:
+        """Let a lane read ``target`` for what another made as ``source``."""
+        raise NotImplementedError
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Let go of values."""
+        raise NotImplementedError
 
     def result(self) -> Spread:
+        """The captured step."""
         for device in dict.fromkeys(self.devices.values()):
             torch.cuda.synchronize(device)
         launches = [self._segment(segment) for segment in self.segments]
-        assert self.finite is not None
-        return Spread(launches, self.step.device, [*self.given, *self.goals], self.space["loss"], self.finite)
+        goals = [self.goal] if isinstance(self.goal, Tensor) else list(self.goal.values())
+        return Spread(launches, self.step.device, [*self.given, *goals], self.value("loss"), self.value("finite"))
 
     def _segment(self, segment: Segment) -> _Launch:
         lanes = [lane for lane in sorted(self.places) if self.places[lane] == segment.device]
@@ -140,10 +159,10 @@ class _Capture:
 
     def _bring(self, copy: Copy, first: int) -> tuple[Tensor, Tensor, Any]:
         """A tensor of the lane's own for a value of another device, and how it gets there."""
-        source = self._value(copy.value)
+        source = self.value(copy.value)
         home = self.devices[copy.lane]
         target = torch.empty_like(source, device=home).copy_(source)  # valid numbers; each replay copies anew
-        self.brought[copy.lane, id(source)] = target, source
+        self.bring(copy, source, target)
         if source.device == home:
             return target, source, None
         key = source.device, self.places[copy.lane]
@@ -151,38 +170,64 @@ class _Capture:
             self.roads[key] = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
         return target, source, self.roads[key]
 
-    def _value(self, name: str) -> Any:
-        store, _, key = name.partition("[")
-        return self.space["target" if store == "T" else store][key[:-1]] if key else self.space[name]
-
     def _items(self, segment: Segment, lanes: Sequence[int]) -> None:
         """Run a segment's items, each on its lane's stream; all lanes of the device begin and end with it."""
         main, others = self.queues[lanes[0]], [self.queues[lane] for lane in lanes[1:]]
         begin, events = main.record_event(), {}
         for queue in others:
             queue.wait_event(begin)
-        for item in segment.items:
-            if isinstance(item, Part):
-                with self._on(item.lane):
-                    exec(self.code[item.task, item.half], self.space)
-            elif isinstance(item, Free):
-                for name in item.values:
-                    self.space.pop(name, None)
+        for item in self.entries(segment):
+            if isinstance(item, Free):
+                self.forget(item.values)
             elif isinstance(item, Record):
                 events[item.event] = self.queues[item.lane].record_event()
-            else:
+            elif isinstance(item, Wait):
                 self.queues[item.lane].wait_event(events[item.event])
+            else:
+                with torch.cuda.stream(self.queues[item.lane]):
+                    self.work(item)
         for queue in others:
             main.wait_event(queue.record_event())
 
-    @contextmanager
-    def _on(self, lane: int) -> Iterator[None]:
-        """Let what follows be a lane's."""
-        self.lane = lane
+
+class _Statements(Capture):
+    """The emitted file's own statements."""
+
+    def __init__(
+        self, step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor], places: Mapping[int, int]
+    ) -> None:
+        super().__init__(step, given, goal, places)
+        self.code = part_code(step.program)
+        self.space = name_space(step, self.given, self.goal)
+        self.lane = 0
+        self.brought: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        optimise = self.space["optimise"]
+        self.space.update(
+            here=self._here,
+            check=self._check,
+            optimise=lambda store, name, delta, lr: optimise(store, name, self._here(delta), lr),
+        )
+
+    def entries(self, segment: Segment) -> Sequence[Any]:
+        return segment.items
+
+    def work(self, item: Part) -> None:
+        self.lane = item.lane
         if self.step.plan.placement:
-            self.space["device"] = self.devices[lane]
-        with torch.cuda.stream(self.queues[lane]):
-            yield
+            self.space["device"] = self.devices[item.lane]
+        exec(self.code[item.task, item.half], self.space)
+
+    def value(self, name: str) -> Tensor:
+        store, _, key = name.partition("[")
+        found: Tensor = self.space["target" if store == "T" else store][key[:-1]] if key else self.space[name]
+        return found
+
+    def bring(self, copy: Copy, source: Tensor, target: Tensor) -> None:
+        self.brought[copy.lane, id(source)] = target, source
+
+    def forget(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.space.pop(name, None)
 
     def _here(self, value: Tensor) -> Tensor:
         return self.brought.get((self.lane, id(value)), (value, value))[0]
@@ -192,4 +237,4 @@ class _Capture:
         finite = torch.isfinite(loss)
         for value in inputs:
             finite = finite & torch.isfinite(value).all()
-        self.finite = finite
+        self.space["finite"] = finite

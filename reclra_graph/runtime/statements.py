@@ -22,18 +22,54 @@ def task_code(program: StepProgram) -> dict[str, CodeType]:
     return {name: _compiled(program, body) for name, body in _statements(program).items()}
 
 
-def part_code(program: StepProgram) -> dict[tuple[str, str], CodeType]:
+def part_statements(program: StepProgram) -> dict[tuple[str, str], list[ast.stmt]]:
     """The same by (task, half): ``""`` is all of a task; ``"first"`` ends with the loss's check, or before what the
     optimiser does; ``"second"`` is the rest."""
-    found = {}
+    found: dict[tuple[str, str], list[ast.stmt]] = {}
     for name, body in _statements(program).items():
         called = [_called(item) for item in body]
         cut = called.index("check") + 1 if "check" in called else len(body)
         if "optimise" in called:
             cut = called.index("optimise")
-        for half, part in (("", body), ("first", body[:cut]), ("second", body[cut:])):
-            found[name, half] = _compiled(program, part)
+        found |= {(name, ""): body, (name, "first"): body[:cut], (name, "second"): body[cut:]}
     return found
+
+
+def part_code(program: StepProgram) -> dict[tuple[str, str], CodeType]:
+    """``part_statements``, to be executed."""
+    return {part: _compiled(program, body) for part, body in part_statements(program).items()}
+
+
+def read_and_made(body: Sequence[ast.stmt]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(names that statements read and have not made themselves, names that they make), in order. What is stored goes by
+    ``P[0.weight]``, ``E[9->5]`` and ``T[label]``, as in the plan; an optimiser reads what it changes."""
+    read: dict[str, None] = {}
+    made: dict[str, None] = {}
+    for statement in body:
+        parts, inner = [], set()
+        for node in ast.walk(statement):
+            stored = _stored(node)
+            if stored is not None:
+                parts.append(stored[0])
+                inner.add(id(stored[1]))
+        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name) and id(node) not in inner]
+        parts += [node.id for node in names if isinstance(node.ctx, ast.Load)]
+        read |= dict.fromkeys(name for name in parts if name not in made)
+        made |= dict.fromkeys(node.id for node in names if isinstance(node.ctx, ast.Store))
+    return tuple(read), tuple(made)
+
+
+def _stored(node: ast.AST) -> tuple[str, ast.Name] | None:
+    """(plan's name, where its table is named) of a parameter, synapse or labelled target that is named here."""
+    if isinstance(node, ast.Subscript):
+        table, key = node.value, node.slice
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "optimise":
+        table, key = node.args[0], node.args[1]
+    else:
+        return None
+    if not (isinstance(table, ast.Name) and isinstance(key, ast.Constant) and isinstance(key.value, str)):
+        return None
+    return f"{'T' if table.id == 'target' else table.id}[{key.value}]", table
 
 
 def name_space(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Task, TaskGraph
 from reclra_graph.runtime.compiled import CompiledStep
-from reclra_graph.runtime.segments import Part, Segment, segments
+from reclra_graph.runtime.pieces import Piece, pieces
+from reclra_graph.runtime.segments import Item, Part, Segment, segments
 from tests.models import STEPS, build, figure1_regions
 from tests.property.happens_before import faults, touched
 from tests.property.nets import SCHEDULES, random_schedule
@@ -58,7 +59,17 @@ def halved(tasks: TaskGraph, parts: Sequence[Part]) -> TaskGraph:
     return replace(tasks, tasks=tuple(kept), edges=tuple(edges))
 
 
-def launched(schedule: Schedule, devices: Mapping[int, int], cut: Sequence[Segment]) -> Schedule:
+def together(items: Sequence[Item]) -> list[Item]:
+    """The items of a segment in the order of its pieces."""
+    return [part for item in pieces(items) for part in (item.parts if isinstance(item, Piece) else (item,))]
+
+
+def launched(
+    schedule: Schedule,
+    devices: Mapping[int, int],
+    cut: Sequence[Segment],
+    order: Callable[[Sequence[Item]], Sequence[Item]] = list,
+) -> Schedule:
     """What the host launches, as a schedule: all lanes of a device meet where a segment begins and where it ends."""
     actions: list[Action] = []
     last: dict[int, int] = {}
@@ -68,7 +79,7 @@ def launched(schedule: Schedule, devices: Mapping[int, int], cut: Sequence[Segme
         for lane in lanes:
             actions += [Wait(f"{other} {old}", lane) for other in before for old in _lanes(devices, cut[other])]
         actions += segment.copies
-        for item in segment.items:
+        for item in order(segment.items):
             if isinstance(item, Part):
                 actions.append(Run(f"{item.task} {item.half}".strip(), item.lane))
             else:
@@ -131,7 +142,10 @@ def agree(schedule: Schedule) -> None:
         assert seen
         if len(set(devices.values())) == 1:
             assert len(cut) == 2, "one device is cut at the check alone"
-        made = launched(schedule, devices, cut)
+        for segment in cut:
+            assert sorted(map(str, together(segment.items))) == sorted(map(str, segment.items))
+        assert faults(launched(schedule, devices, cut, together)) == faults(launched(schedule, devices, cut))
+        made = launched(schedule, devices, cut, together)
         # The independent check takes parameters for lane 0's, and so misses copies of them where regions are placed.
         assert faults(made) <= ({NOT_BROUGHT} if schedule.tasks.plan.placement else set())
         assert replay(made) == []

@@ -68,6 +68,9 @@ class Cuda:
     def device_count(self) -> int:
         return 1
 
+    def get_device_name(self, device: Any) -> str:
+        return "a GPU that is not there"
+
     def synchronize(self, device: Any = None) -> None:
         assert not self.capturing, "CUDA refuses to wait while it captures"
 
