@@ -106,13 +106,20 @@ def reclra_eager(case: Case, settings: Settings) -> Run:
 
 
 def reclra_fused(case: Case, settings: Settings) -> Run:
-    """The compiled step as Inductor compiles it whole."""
+    """The compiled step as Inductor compiles it: whole, or on CUDA with several lanes piece by piece."""
     return _method(reclra_eager(case, settings), "fused")
 
 
 def reclra_graphed(case: Case, settings: Settings) -> Run:
     """The compiled step as CUDA graphs."""
     return _method(reclra_eager(case, settings), "graphed")
+
+
+def reclra_fused_graphed(case: Case, settings: Settings) -> Run:
+    """The compiled step as CUDA graphs of what Inductor compiles of it, piece by piece."""
+    step = reclra_eager(case, settings)
+    assert isinstance(step, rg.CompiledStep)
+    return step.graphed(fused=True)
 
 
 def reclra_without(optimisation: str) -> Callable[[Case, Settings], Run]:
@@ -144,6 +151,7 @@ ARMS: dict[str, Arm] = {
         Arm("reclra-eager", reclra_eager),
         Arm("reclra-fused", reclra_fused, method="fused"),
         Arm("reclra-graphed", reclra_graphed, method="graphed", cuda=True),
+        Arm("reclra-fused-graphed", reclra_fused_graphed, method="graphed", cuda=True),
         *(Arm(f"without-{name}", reclra_without(name), method="fused", without=name) for name in OPTIMISATIONS),
     )
 }

@@ -223,20 +223,28 @@ class CompiledStep:
             if self.synapses[name].device != home:
                 self.synapses[name] = self.synapses[name].to(home)
 
-    def graphed(self) -> GraphedStep:
+    def graphed(self, fused: bool = False) -> GraphedStep:
         """This step by CUDA graphs, as far as it can be captured: call the result as you would call the step.
+
+        fused: whether Inductor compiles what is captured, piece by piece.
 
         Raises UsageError RG606 where the model is not on a CUDA device."""
         from reclra_graph.runtime.graphed import GraphedStep  # which needs this file
+        from reclra_graph.runtime.pieced import PiecedStep
 
-        return GraphedStep(self)
+        return GraphedStep(self, fused=PiecedStep(self) if fused else None)
 
     def fused(self) -> FusedStep:
-        """This step compiled as a whole by Inductor, where it can be: call the result as you would call the step. The
-        first call with a shape compiles; what was compiled is kept on disk."""
-        from reclra_graph.runtime.fused import FusedStep  # which needs this file
+        """This step compiled by Inductor, where it can be: call the result as you would call the step. The first call
+        with a shape compiles; what was compiled is kept on disk.
 
-        return FusedStep(self)
+        It is compiled as a whole; on CUDA with several lanes, in a piece for all that a lane does between two points
+        where lanes are ordered."""
+        from reclra_graph.runtime.fused import FusedStep  # which needs this file
+        from reclra_graph.runtime.pieced import PiecedStep
+
+        lanes_are_real = self.device.type == "cuda" and len(self.schedule.lanes) > 1
+        return PiecedStep(self) if lanes_are_real else FusedStep(self)
 
     def deltas(
         self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None

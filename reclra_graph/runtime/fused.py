@@ -25,7 +25,7 @@ Key = tuple[Any, ...]
 
 _VERSION = 2
 """Of the files in the cache."""
-_OPTIONS = {"fallback_random": True}
+OPTIONS = {"fallback_random": True}
 """Of Inductor: random numbers are those that the step itself would draw."""
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -72,9 +72,12 @@ class FusedStep:
     as the step itself does. Compiling takes from seconds to minutes, and is done once: what was compiled is kept in
     ``folder`` (by default in the user's cache folder), and read from there ever after.
 
-    On CUDA all lanes become one. A change of ``beta`` or ``gamma`` compiles anew, one of ``lr`` does not. ``why`` is
-    the reason why the last call ran the step itself, or "".
+    All lanes become one; ``PiecedStep`` keeps them apart. A change of ``beta`` or ``gamma`` compiles anew, one of
+    ``lr`` does not. ``why`` is the reason why the last call ran the step itself, or "".
     """
+
+    extra: tuple[Any, ...] = ()
+    """What else the machine code depends on."""
 
     def __init__(self, step: CompiledStep, most: int = 4, folder: Path | None = None) -> None:
         self.step, self.most = step, most
@@ -91,34 +94,44 @@ class FusedStep:
         """One training step on a batch; raises as the step itself does."""
         step = self.step
         given, goal = step.arguments(inputs, target, kwargs)
-        goals = [goal] if isinstance(goal, Tensor) else list(goal.values())
         step.place(given[0].device)
-        if self.rate[0] != step.lr:
-            self.rate = (step.lr, torch.tensor(step.lr, dtype=torch.float64))
-        if self.storage is None or not self.storage.lasts():
-            self.storage = _Held(step)
-        storage, others = self.storage, [*given, *goals, self.rate[1]]
-        wanted = (kinds(others), step.beta, step.gamma)
-        fused = storage.steps.get(wanted)
+        fused = self.found(given, goal)
         if fused is None:
-            key = (storage.kinds, *wanted)
-            if key not in self.held:
-                self.why = self.broken.get(key) or self._prepare(key, given, goal)
-                if self.why:
-                    return step(inputs, target, kwargs)
-            fused = storage.steps[wanted] = self.held[key]
-        self.why = ""
+            return step(inputs, target, kwargs)
         try:
             step.module.check_inputs(dict(zip(step.module.INPUTS, given, strict=True)), goal, fused.size)
         except ValueError as error:
             raise refusal(error) from None
-        flat = [*storage.tensors, *others]
+        assert self.storage is not None
+        goals = [goal] if isinstance(goal, Tensor) else goal.values()
+        flat = [*self.storage.tensors, *given, *goals, self.rate[1]]
         with torch.no_grad():
             loss, finite = fused.run(*[flat[index] for index in fused.used])
         if not finite:
             cause = "the loss or an input is not finite; the parameters are as they were"
             raise StepError(Problem("RG604", cause, "step()"))
         return loss  # type: ignore[no-any-return]
+
+    def found(self, given: list[Tensor], goal: Tensor | dict[str, Tensor]) -> Fused | None:
+        """What was compiled for batches like this one, compiled now where that has not been done; None where it cannot
+        be, and ``why`` says so. Raises StepError as the step itself does."""
+        step = self.step
+        if self.rate[0] != step.lr:
+            self.rate = (step.lr, torch.tensor(step.lr, dtype=torch.float64))
+        if self.storage is None or not self.storage.lasts():
+            self.storage = _Held(step)
+        goals = [goal] if isinstance(goal, Tensor) else goal.values()
+        wanted = (kinds([*given, *goals, self.rate[1]]), step.beta, step.gamma)
+        fused = self.storage.steps.get(wanted)
+        self.why = ""
+        if fused is None:
+            key = (self.storage.kinds, *wanted)
+            if key not in self.held:
+                self.why = self.broken.get(key) or self._prepare(key, given, goal)
+                if self.why:
+                    return None
+            fused = self.storage.steps[wanted] = self.held[key]
+        return fused
 
     def _obstacle(self) -> str:
         """Why this step cannot be one piece, whatever its shapes."""
@@ -127,7 +140,11 @@ class FusedStep:
             return "sub-modules that run as they are may do anything"
         if step.schedule.overlap:
             return "steps overlap: their lanes reach from one to the next"
-        homes = {step.module.lane_device(lane.id, step.device) for lane in step.schedule.lanes}
+        return self._unfit()
+
+    def _unfit(self) -> str:
+        """Why this form of it is not for this step."""
+        homes = {self.step.module.lane_device(lane.id, self.step.device) for lane in self.step.schedule.lanes}
         return "one piece of machine code is for one device, and the lanes are on several" if len(homes) > 1 else ""
 
     def _prepare(self, key: Key, given: list[Tensor], goal: Tensor | dict[str, Tensor]) -> str:
@@ -159,7 +176,7 @@ class FusedStep:
             raise refusal(error) from None
         flat = flat_tensors(self.step, given, [goal] if isinstance(goal, Tensor) else list(goal.values()), self.rate[1])
         tensors: list[Any] = [flat[index] for index in found.used]
-        with self._at_home(key) as home, config.patch(_OPTIONS), torch.no_grad():
+        with self._at_home(key) as home, config.patch(OPTIONS), torch.no_grad():
             run = standalone_compile(found.module, tensors, dynamic_shapes="from_example_inputs")
             with contextlib.suppress(Exception):  # what cannot be kept is compiled again next time
                 run.save(path=str(home / "step.bin"), format="binary")
@@ -186,7 +203,8 @@ class FusedStep:
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
         if self.step.device.type == "cuda":
             machine = (torch.__version__, torch.cuda.get_device_name(self.step.device), 0)
-        return self.folder / digest((_VERSION, machine, tuple(_OPTIONS.items()), self.step.source, repr(key)))
+        said = (_VERSION, machine, tuple(OPTIONS.items()), self.step.source, repr(key), *self.extra)
+        return self.folder / digest(said)
 
     @contextlib.contextmanager
     def _at_home(self, key: Key) -> Iterator[Path]:

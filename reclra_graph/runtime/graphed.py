@@ -1,16 +1,17 @@
 """The step as CUDA graphs: recorded once for each shape of input, then launched in one go.
 
-A step is two graphs, since it may be refused: the host looks at the loss's check between them, and nothing is changed
-in the first. The lanes' streams are forked from the capturing stream and joined to it in each. What cannot be captured
-runs as the step itself does, and ``why`` says so.
+On one GPU a step is two graphs, since it may be refused: the host looks at the loss's check between them, and nothing
+is changed in the first. The lanes' streams are forked from the capturing stream and joined to it in each. Over several
+GPUs they are as few as the hand-overs allow (``spread.py``). What cannot be captured runs as the step itself does, and
+``why`` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from torch import Tensor
 from reclra_graph.errors import Problem, StepError, UsageError
 from reclra_graph.ir.operators import OPAQUE
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.spread import Spread, lane_places, spread
+
+if TYPE_CHECKING:
+    from reclra_graph.runtime.pieced import PiecedStep
 
 Key = tuple[Any, ...]
 
@@ -32,7 +37,7 @@ class Captured:
     loss: Tensor
     finite: Tensor
 
-    def replay(self, given: list[Tensor]) -> Tensor:
+    def replay(self, given: Sequence[Tensor]) -> Tensor:
         """One step on a batch. Raises StepError RG604 before anything is changed."""
         for static, value in zip(self.given, given, strict=True):
             static.copy_(value, non_blocking=True)
@@ -45,21 +50,33 @@ class Captured:
 
 
 class GraphedStep:
-    """``step(x, target)`` by CUDA graphs, one pair for every shape, where that can be.
+    """``step(x, target)`` by CUDA graphs, a set of them for every shape, where that can be.
 
     The first ``warmup`` calls with a shape are ordinary steps; the next one captures. A change of ``lr``, ``beta``,
-    ``gamma`` or of where the parameters are captures anew; at most ``most`` pairs are kept, and further shapes run as
+    ``gamma`` or of where the parameters are captures anew; at most ``most`` sets are kept, and further shapes run as
     the step itself does. ``why`` is the reason why the last call ran no graph, or "".
     """
 
-    def __init__(self, step: CompiledStep, warmup: int = 2, most: int = 8) -> None:
-        """Raises UsageError RG606 where the model is not on a CUDA device."""
+    def __init__(
+        self,
+        step: CompiledStep,
+        warmup: int = 2,
+        most: int = 8,
+        places: Mapping[int, int] | None = None,
+        fused: PiecedStep | None = None,
+    ) -> None:
+        """``places``: a number for the device of every lane, to capture as for several GPUs where there is but one.
+        ``fused``: the step in compiled pieces, to capture these; the first steps, at least one, are theirs.
+
+        Raises UsageError RG606 where the model is not on a CUDA device."""
         if step.device.type != "cuda":
             cause = f"CUDA graphs were asked for, but the model is on {step.device}"
             raise UsageError(Problem("RG606", cause, "graphed()"))
-        self.step, self.warmup, self.most = step, warmup, most
+        self.step, self.most, self.fused = step, most, fused
+        self.warmup = max(1, warmup) if fused is not None else warmup
+        self.places = places if fused is None else fused.places
         self.seen: dict[Key, int] = {}
-        self.held: dict[Key, Captured] = {}
+        self.held: dict[Key, Captured | Spread] = {}
         self.broken: dict[Key, str] = {}
         self.why = ""
 
@@ -77,7 +94,11 @@ class GraphedStep:
                 self.why = self._prepare(key, given, goal)
             if not self.why:
                 return self.held[key].replay(tensors)
-        return self.step(inputs, target, kwargs)
+        if self.fused is None:
+            return self.step(inputs, target, kwargs)
+        loss = self.fused(inputs, target, kwargs)
+        self.why = self.fused.why or self.why
+        return loss
 
     def _obstacle(self, tensors: list[Tensor]) -> str:
         """Why no graph can hold this step, whatever its shapes."""
@@ -89,8 +110,14 @@ class GraphedStep:
             return "inputs, target and model are not all on one CUDA device"
         if self.step.schedule.overlap:
             return "steps overlap: their events reach from one to the next"
-        homes = {self.step.module.lane_device(lane.id, device) for lane in self.step.schedule.lanes}
-        return "a graph holds one GPU, and the lanes are on several" if len(homes) > 1 else ""
+        if self._several() and not self.step.program.lines:
+            return "the lines of its tasks are not known: a step from files is captured on one GPU alone"
+        return ""
+
+    def _several(self) -> dict[int, int]:
+        """A number for the device of every lane, where they are on several; else nothing."""
+        found = self.places or lane_places(self.step)
+        return dict(found) if len(set(found.values())) > 1 else {}
 
     def _key(self, tensors: list[Tensor]) -> Key:
         """What a captured step depends on: shapes, rates, and where its parameters, synapses and optimiser are."""
@@ -119,9 +146,15 @@ class GraphedStep:
             return self.broken[key]
         return ""
 
-    def _capture(self, given: list[Tensor], goal: Tensor | dict[str, Tensor]) -> Captured:
-        """Record the step in two graphs, cut at the loss's check, on a stream of their own. Nothing is computed."""
+    def _capture(self, given: list[Tensor], goal: Tensor | dict[str, Tensor]) -> Captured | Spread:
+        """Record the step, on streams of its own: on one GPU in two graphs, cut at the loss's check. Nothing is
+        computed."""
         device = self.step.device
+        places = self._several()
+        if self.fused is not None:
+            return self.fused.captured(given, goal)
+        if places:
+            return spread(self.step, given, goal, places)
         static = [item.clone() for item in given]
         held: Any = goal.clone() if isinstance(goal, Tensor) else {key: item.clone() for key, item in goal.items()}
         goals = [held] if isinstance(held, Tensor) else list(held.values())

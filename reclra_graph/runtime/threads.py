@@ -6,24 +6,19 @@ are those of the step, and the times are those of lanes that really work side by
 
 from __future__ import annotations
 
-import ast
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 from torch import Tensor
 
 from reclra_graph.errors import CODES, Problem, StepError
-from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Free, Record, Run, Wait
 from reclra_graph.ir.tasks import Task
 from reclra_graph.runtime.compiled import CompiledStep
-
-_GLUE = ("record", "wait", "check_inputs")
+from reclra_graph.runtime.statements import name_space, task_code
 
 
 @dataclass(frozen=True)
@@ -53,38 +48,6 @@ def run_on_threads(
     return _Threads(step, batches, lasting).result()
 
 
-def task_code(program: StepProgram) -> dict[str, CodeType]:
-    """The statements of each task in the emitted file, without what orders lanes and frees values; ``""`` holds those
-    that stand before all tasks."""
-    step = next(
-        node for node in ast.parse(program.source).body if isinstance(node, ast.FunctionDef) and node.name == "step"
-    )
-    places = sorted((line, index, name) for index, (name, line) in enumerate(program.lines))
-    lines = [line for line, _, _ in places]
-    found: dict[str, list[ast.stmt]] = {name: [] for name in ("", *(name for name, _ in program.lines))}
-    for statement in _flat(step.body[1:]):
-        if not _orders(statement):
-            place = bisect_right(lines, statement.lineno) - 1
-            found[places[place][2] if place >= 0 else ""].append(statement)
-    label = f"<step {program.digest}>"
-    return {name: compile(ast.Module(body, []), label, "exec") for name, body in found.items()}
-
-
-def _flat(body: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """Statements, with those of ``with lane(...)`` blocks in their places."""
-    return [inner for item in body for inner in (_flat(item.body) if isinstance(item, ast.With) else [item])]
-
-
-def _orders(statement: ast.stmt) -> bool:
-    """Whether a statement deals with lanes or memory alone."""
-    if isinstance(statement, (ast.Delete, ast.Return)):
-        return True
-    value = statement.value if isinstance(statement, (ast.Expr, ast.Assign)) else None
-    named = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} if value is not None else set()
-    called = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in _GLUE
-    return called or bool(named & {"lanes", "Lanes"})
-
-
 class _Threads:
     def __init__(
         self, step: CompiledStep, batches: Sequence[tuple[Any, Any]], lasting: Callable[[Task], float]
@@ -105,19 +68,14 @@ class _Threads:
 
     def _space(self, inputs: Any, target: Any) -> dict[str, Any]:
         """The names that a step's statements see: the file's, the step's arguments, and values as they are made."""
-        module = self.step.module
         given, goal = self.step.arguments(inputs, target)
-        names = self.step.schedule.tasks.inputs
-        space = {**module.__dict__, "P": self.step.storage(), "E": self.step.synapses, "M": None, "target": goal}
-        space |= {"optimise": self.step.optimiser, "here": lambda value: value, **self.step.settings()}
-        space |= dict(zip(names, given, strict=True))
+        named = dict(zip(self.step.schedule.tasks.inputs, given, strict=True))
         try:
             first = next(item for item in given if item.dim())
-            module.check_inputs(dict(zip(names, given, strict=True)), goal, *first.shape[:1])
+            self.step.module.check_inputs(named, goal, *first.shape[:1])
         except ValueError as error:
             raise _coded(error) from None
-        exec(self.code[""], space)
-        return space
+        return name_space(self.step, given, goal)
 
     def result(self) -> ThreadedRun:
         begin = time.perf_counter()

@@ -82,7 +82,7 @@ def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str,
             dict(zip(keys, tensors[: ends[0]], strict=True)),
             dict(zip(names, tensors[ends[0] : ends[1]], strict=True)),
         )
-        optimise = _optimiser(step, dict(zip(slots, tensors[ends[1] : ends[2]], strict=True)))
+        optimise = optimiser_for(step, dict(zip(slots, tensors[ends[1] : ends[2]], strict=True)))
         settings = {**step.settings(), "lr": tensors[-1]}
         loss = step.module.step(*held, *tensors[ends[2] : ends[3]], target, optimise=optimise, **settings)
         return [loss, seen["finite"]]
@@ -139,7 +139,7 @@ def _instead(names: dict[str, Any], **others: Any) -> Iterator[None]:
         names.update(usual)
 
 
-def _optimiser(step: CompiledStep, remembered: dict[str, Tensor]) -> Any:
+def optimiser_for(step: CompiledStep, remembered: dict[str, Tensor]) -> Any:
     """The step's own optimiser with another memory, for a rate that is a tensor."""
     decay = step.plan.rates.weight_decay
 

@@ -203,7 +203,9 @@ PARTS = {
     "environment": Part("machine, versions, GPUs", 60, environment),
     "tests": Part("pytest -m gpu", 300, tests, ("pytest",)),
     "checks": Part("the GPU tests' checks, without pytest", 300, checks, (), "pytest"),
-    "pipelines": Part("micro-batches, placed regions, overlapping steps, CUDA graphs", 420, pipelines),
+    "pipelines": Part(
+        "micro-batches, placed regions, overlapping steps, CUDA graphs of one and several devices", 540, pipelines
+    ),
     "bench-mlp": Part("seconds per step, MLP 5×256", 240, partial(steps, "mlp"), _TYPED),
     "bench-lanes": Part(
         "seconds per step, MLP and ResNet-18 on 1, 2, 5 and 8 lanes",

@@ -19,6 +19,7 @@ import torch
 
 import reclra_graph as rg
 from reclra_graph.runtime.graphed import GraphedStep
+from reclra_graph.runtime.spread import Spread
 from tests.gpu.cases import (
     CASES,
     LANES,
@@ -107,12 +108,31 @@ def graph_as_eager(name: str, lanes: int, more: Options, device: torch.device) -
         need_same(state(other), state(eager), "replayed")
 
 
-def graph_refuses_nan(name: str, device: torch.device) -> None:
+def graphs_apart_as_eager(name: str, lanes: int, more: Options, device: torch.device) -> None:
+    """Graphs of one device each, with copies and events between them, give the eager step's losses and state, bit by
+    bit; on a single GPU every lane counts as a device of its own."""
+    if device.type != "cuda":
+        raise NotHere("no CUDA device")
+    with exact():
+        eager, other = (variant(name, lanes, more, device) for _ in range(2))
+        apart = {lane.id: lane.id for lane in eager.schedule.lanes}
+        places = None if torch.cuda.device_count() > 1 else apart
+        graphed = GraphedStep(other, warmup=2, places=places)
+        for number in range(6):
+            x, target = (item.to(device) for item in batch(name, number))
+            first, second = eager(x, target), graphed(x, target)
+            need(bool(torch.equal(first, second.to(first.device))), f"step {number}: losses {first}, {second}")
+            need(bool(graphed.why) == (number < 2), f"step {number}: {graphed.why or 'a graph ran'}")
+        need(any(isinstance(held, Spread) for held in graphed.held.values()), "the lanes were taken together")
+        need_same(state(other), state(eager), "replayed")
+
+
+def graph_refuses_nan(name: str, device: torch.device, apart: bool = False) -> None:
     """A replayed graph refuses NaN in the input, with everything as it was, and goes on."""
     if device.type != "cuda":
         raise NotHere("no CUDA device")
     step = variant(name, 2, (), device)
-    graphed = GraphedStep(step, warmup=1)
+    graphed = GraphedStep(step, warmup=1, places={0: 0, 1: 1} if apart else None)
     x, target = (item.to(device) for item in batch(name, 0))
     for _ in range(3):
         graphed(x, target)
@@ -163,6 +183,9 @@ def all_checks() -> dict[str, Callable[[torch.device], None]]:
             found[f"{name} as a graph, {lanes} lanes"] = partial(graph_as_eager, name, lanes, ())
         found[f"{name} as a graph, micro-batches on 2 lanes"] = partial(graph_as_eager, name, 2, MICRO)
         found[f"{name} as a graph: refuses NaN"] = partial(graph_refuses_nan, name)
+        for label, more in (("", ()), (", placed", PLACED), (", micro-batches", MICRO)):
+            found[f"{name} as graphs of one device each{label}"] = partial(graphs_apart_as_eager, name, 3, more)
+        found[f"{name} as graphs of one device each: refuses NaN"] = partial(graph_refuses_nan, name, apart=True)
     for name in ("figure1", "lenet"):
         found[f"{name} in micro-batches: as on the CPU"] = partial(as_on_the_cpu, name, 2, MICRO)
     found["figure1: micro-batches and overlapping steps"] = partial(same_for_all_lanes, "figure1", BOTH)

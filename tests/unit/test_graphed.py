@@ -1,9 +1,7 @@
-"""CUDA graphs without CUDA: streams, events and captures that only keep a record, and refuse what CUDA refuses."""
+"""CUDA graphs without CUDA: on one GPU a step is two of them."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,149 +11,9 @@ from torch import Tensor
 import reclra_graph as rg
 from reclra_graph.errors import StepError, UsageError
 from reclra_graph.runtime import graphed
-from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.graphed import GraphedStep
-from tests.models import batch_for, build, dropouts, figure1_regions, fresh, mlp, tagger
-
-
-class Device:
-    """Says that it is a GPU, and that every tensor is there."""
-
-    type, index = "cuda", 0
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    def __hash__(self) -> int:
-        return 0
-
-
-HERE = Device()
-
-
-class Cuda:
-    """What of torch.cuda a step and its graphs use. A stream's clock holds how much of each stream's work is sure to be
-    done; entering a stream is work on it."""
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.streams: list[Stream] = []
-        self.usual = Stream(self, HERE)
-        self.now = self.usual
-        self.capturing: set[int] = set()
-        self.forked: set[int] = set()
-        self.fail = ""
-
-    def Stream(self, device: Any) -> Stream:
-        return Stream(self, device)
-
-    def Event(self) -> Event:
-        return Event(self)
-
-    def CUDAGraph(self) -> Graph:
-        return Graph(self)
-
-    def current_stream(self, device: Any = None) -> Stream:
-        return self.now
-
-    def current_device(self) -> int:
-        return 0
-
-    def device_count(self) -> int:
-        return 1
-
-    def synchronize(self, device: Any = None) -> None:
-        assert not self.capturing, "CUDA refuses to wait while it captures"
-
-    def graph_pool_handle(self) -> str:
-        return "pool"
-
-    @contextlib.contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
-        before, self.now = self.now, stream
-        stream.clock[stream.number] = stream.clock.get(stream.number, 0) + 1
-        if self.capturing:
-            assert stream.number in self.capturing, f"work on stream {stream.number}, which the capture does not hold"
-        try:
-            yield
-        finally:
-            self.now = before
-
-
-class Event:
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda, self.clock, self.of = cuda, dict[int, int](), 0
-
-    def record(self, stream: Stream) -> None:
-        self.clock, self.of = dict(stream.clock), self.cuda.log.count("begin") if self.cuda.capturing else 0
-
-
-class Stream:
-    def __init__(self, cuda: Cuda, device: Any) -> None:
-        self.cuda, self.device, self.number = cuda, device, len(cuda.streams)
-        self.clock: dict[int, int] = {}
-        cuda.streams.append(self)
-
-    def record_event(self) -> Event:
-        event = Event(self.cuda)
-        event.record(self)
-        return event
-
-    def wait_event(self, event: Event) -> None:
-        inside = self.cuda.log.count("begin") if self.cuda.capturing else 0
-        assert event.of == inside, "an event of another capture"
-        if inside:
-            self.cuda.capturing.add(self.number)
-        for number, count in event.clock.items():
-            self.clock[number] = max(self.clock.get(number, 0), count)
-
-    def wait_stream(self, stream: Stream) -> None:
-        self.wait_event(stream.record_event())
-
-
-class Graph:
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda = cuda
-
-    def capture_begin(self, pool: Any) -> None:
-        assert not self.cuda.capturing
-        assert self.cuda.now is not self.cuda.usual, "the usual stream cannot be captured"
-        self.cuda.log.append("begin")
-        self.stream = self.cuda.now
-        self.cuda.capturing = {self.stream.number}
-        if self.cuda.fail:
-            raise RuntimeError(self.cuda.fail)
-
-    def capture_end(self) -> None:
-        assert self.cuda.now is self.stream, "a capture ends on the stream that it began on"
-        held, self.cuda.capturing = self.cuda.capturing, set()
-        self.cuda.log.append(f"end, {len(held)} streams")
-        done = self.cuda.now.clock
-        for number in held:
-            if done.get(number, 0) < self.cuda.streams[number].clock.get(number, 0):
-                raise RuntimeError(f"stream {number} was not joined")
-
-    def replay(self) -> None:
-        self.cuda.log.append("replay")
-
-
-class Torch:
-    """torch, but for its CUDA part."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda = cuda
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def device(self, *name: Any) -> Any:
-        return HERE
-
-
-class OnCuda(CompiledStep):
-    @property
-    def device(self) -> Any:
-        return HERE
+from tests.models import batch_for, build, dropouts, figure1_regions, fresh, mlp, same, snapshot, tagger
+from tests.unit.fake_cuda import Cuda, OnCuda, Torch, on_cuda
 
 
 @pytest.fixture
@@ -163,17 +21,6 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     made = Cuda()
     monkeypatch.setattr(graphed, "torch", Torch(made))
     return made
-
-
-def on_cuda(step: CompiledStep, cuda: Cuda) -> OnCuda:
-    """A copy of a step that takes the CPU for a GPU."""
-    moved = fresh(step)
-    moved.__class__ = OnCuda
-    assert isinstance(moved, OnCuda)
-    names = moved.module.__dict__
-    usual = names["Lanes"]
-    names.update(torch=Torch(cuda), lane_device=lambda lane, device: HERE, Lanes=lambda device: usual(HERE))
-    return moved
 
 
 def step_of(cuda: Cuda, **options: Any) -> OnCuda:
@@ -188,10 +35,12 @@ PLANS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", PLANS, ids=str)
 def test_a_step_is_two_graphs_with_all_lanes_forked_and_joined(cuda: Cuda, options: dict[str, Any]) -> None:
     step = step_of(cuda, **options)
-    run, (inputs, target) = step.graphed(), batch_for(step)
+    run, twin = step.graphed(), fresh(build(*figure1_regions(), **options))
     for number in range(4):
-        assert torch.isfinite(run(inputs, target))
+        inputs, target = batch_for(step, seed=number)
+        assert same(run(inputs, target), twin(inputs, target))
         assert bool(run.why) == (number < 2)
+    assert all(same(value, snapshot(twin)[key]) for key, value in snapshot(step).items())
     ended = f"end, {len(step.schedule.lanes)} streams"
     assert cuda.log == ["begin", ended, "begin", ended, *["replay"] * 4]
     assert step.module.__dict__["check"].__name__ == "check", "the file is as it was"
