@@ -195,7 +195,7 @@ def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _unpickled(content: bytes, path: Path) -> tuple[Tensor, Tensor]:
-    """Pixels: uint8 [N, 3072], and labels: int64 [N], of a batch of the Python version. Raises ReclraError RG704."""
+    """Labels: int64 [N], and pixels: uint8 [N, 3072], of a batch of the Python version. Raises ReclraError RG704."""
     try:
         found = _Batch(io.BytesIO(content), encoding="bytes").load()
         array, given = (found[name if name in found else name.decode()] for name in (b"data", b"labels"))
@@ -207,7 +207,7 @@ def _unpickled(content: bytes, path: Path) -> tuple[Tensor, Tensor]:
         said = (str(error).splitlines() or [""])[0]
         cause = f"is no batch of CIFAR-10's Python version: {type(error).__name__}: {said}"
         raise ReclraError(Problem("RG704", cause, str(path))) from None
-    return pixels, labels
+    return labels, pixels
 
 
 class _Kind:
