@@ -132,7 +132,7 @@ class Aligned(Learner):
         channels_last = inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
         self.step = rg.compile(
             model, (inputs,), wiring=WIRING, synapse=arm.form, rule=rule, gain=True, seed=seed, momentum=MOMENTUM,
-            optimizer=candidate.optimizer, lr=candidate.lr,
+            optimizer=candidate.optimizer,  # no rate, which would be part of the file: one compilation serves all
             memory_format="channels_last" if channels_last else "contiguous",
         )  # fmt: skip
         self.run: Any = self.step.fused() if arm.compiled else self.step

@@ -20,7 +20,7 @@ from reclra_graph.bench.epochs_cases import CASES, QUICK_BATCH, Candidate, Case
 from reclra_graph.bench.epochs_figures import best
 from reclra_graph.bench.epochs_measure import QUICK_EPOCHS, Request
 from reclra_graph.bench.jobs import Job, Limits, Progress, Row, partial, row_path
-from reclra_graph.errors import ModelError, Problem, ReclraError
+from reclra_graph.errors import ModelError, Problem, ReclraError, UsageError
 
 WORKER = ("-m", "reclra_graph.bench.epochs_worker")
 QUICK_CANDIDATES = 2
@@ -183,8 +183,8 @@ class Found:
 def check_data(settings: Settings) -> dict[str, str]:
     """The digest of every data set that the cases need.
 
-    Raises ModelError RG703 or RG704 with everything that is wrong with the files, RG405 where a batch is larger than
-    all there is to learn from."""
+    Raises ModelError RG703 or RG704 with everything that is wrong with the files, UsageError RG405 where a batch is
+    larger than all there is to learn from."""
     problems: list[Problem] = []
     digests: dict[str, str] = {}
     assert settings.data is not None
@@ -205,7 +205,7 @@ def check_data(settings: Settings) -> dict[str, str]:
                 cause = f"{have:,} images: none can be held out"
                 problems.append(Problem("RG704", cause, str(settings.data), "Bring more images."))
     if problems:
-        raise ModelError(problems)
+        raise UsageError(problems) if all(item.code == "RG405" for item in problems) else ModelError(problems)
     return digests
 
 

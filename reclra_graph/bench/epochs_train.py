@@ -20,7 +20,7 @@ from reclra_graph.bench.step_probes import settle
 from reclra_graph.errors import StepError
 
 WARM_UP = 2
-"""Steps that compile; what they learn is taken back."""
+"""Steps that compile, at a rate of 0; what statistics and optimisers remember of them is taken back."""
 _AT_ONCE = 500  # images that are judged at a time
 _BETWEEN = 20.0  # seconds between two checkpoints, at least
 
@@ -112,7 +112,7 @@ class Run:
         started = time.perf_counter()
         chosen = torch.arange(self.batch, device=self.device)
         for _ in range(WARM_UP):
-            self.learner.learn(*self.samples.train.batch(chosen), self.lr)
+            self.learner.learn(*self.samples.train.batch(chosen), 0.0)
         settle(self.device)
         seconds = time.perf_counter() - started
         self.learner.load(begun)
