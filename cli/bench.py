@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reclra_graph.cli.bench_epochs import epochs_command
 from reclra_graph.cli.bench_step import step_command
 from reclra_graph.errors import Problem, ReclraError, UsageError
 
@@ -20,6 +21,7 @@ RESULTS = Path("docs/results/zoo.json")
 
 bench_app = typer.Typer(help="Measure, and write down what was measured.", no_args_is_help=True)
 bench_app.command("step")(step_command)
+bench_app.command("epochs")(epochs_command)
 
 
 @bench_app.callback()

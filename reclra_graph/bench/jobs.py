@@ -71,7 +71,7 @@ def run(
     """
     rows: dict[Path, Row] = {}
     for job in jobs:
-        kept = _read(job.path)
+        kept = read_row(job.path)
         if kept is not None and not anew(kept):
             rows[job.path] = kept
     waiting = [job for job in jobs if job.path not in rows]
@@ -150,8 +150,8 @@ def leave_with(parent: Any) -> None:
     os._exit(3)
 
 
-def _read(path: Path) -> Row | None:
-    """A finished row, or None."""
+def read_row(path: Path) -> Row | None:
+    """The row in a file, or None where there is none that can be read."""
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -185,7 +185,7 @@ class _Child:
 
     def shown(self) -> str:
         """The job's name, with the stage that its process is in."""
-        stage = (_read(self.partial) or {}).get("stage")
+        stage = (read_row(self.partial) or {}).get("stage")
         return f"{self.job.name}: {stage}" if stage else self.job.name
 
     def look(self) -> Row | None:
@@ -219,7 +219,7 @@ class _Child:
     def _row(self) -> Row:
         """What the process had written of its row."""
         begun = {**self.job.row, "stage": "", "passed": False, "seconds": {}, "checks": {}, "failures": []}
-        return _read(self.partial) or begun
+        return read_row(self.partial) or begun
 
     def _last_words(self, status: int | None) -> str:
         """Why the process ended before its work was done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from reclra_graph.bench.loader import imported
 
 
-def mlp(inputs: int, width: int, depth: int, classes: int) -> nn.Sequential:
-    """[B, inputs] to scores [B, classes]: ``depth`` hidden layers with tanh."""
+def mlp(
+    inputs: int, width: int, depth: int, classes: int, activation: Callable[[], nn.Module] = nn.Tanh
+) -> nn.Sequential:
+    """[B, inputs] to scores [B, classes]: ``depth`` hidden layers with an activation."""
     layers: list[nn.Module] = []
     for before, after in pairwise([inputs, *(width,) * depth]):
-        layers += [nn.Linear(before, after), nn.Tanh()]
+        layers += [nn.Linear(before, after), activation()]
     return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
