@@ -108,7 +108,7 @@ class _Threads:
         module = self.step.module
         given, goal = self.step.arguments(inputs, target)
         names = self.step.schedule.tasks.inputs
-        space = {**module.__dict__, "P": self.step.storage(), "E": self.step.synapses, "M": None, "target": goal}
+        space = {**module.__dict__, "P": self.step.storage(), "E": self.step.store.all(), "M": None, "target": goal}
         space |= {"optimise": self.step.optimiser, "here": lambda value: value, **self.step.settings()}
         space |= dict(zip(names, given, strict=True))
         try:
