@@ -77,7 +77,7 @@ class Values:
         for item in graph.given:
             self.held[names[item.name]] = self.tensor(item.type)
         dtype = graph.types[plan.regions.regions[plan.regions.output].post].dtype
-        for synapse in stored(plan):
+        for synapse in stored(plan, tasks.matrices.values()):
             kind = "int32" if synapse.start == "key" else dtype
             self.held[f"E[{synapse.name}]"] = self.tensor(TensorType(synapse.shape, kind))
         for label, (shape, dtype, classes, _) in target_types(plan).items():

@@ -13,12 +13,13 @@ them, and ``lower_state.py`` holds what they share.
 from __future__ import annotations
 
 from reclra_graph.ir.tasks import TaskGraph
-from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.ir.wiring import WiringPlan, dense_matrix
 from reclra_graph.passes.lower_errors import losses, region_error
 from reclra_graph.passes.lower_forward import bookkeeping, buffer_updates, forward_pass
 from reclra_graph.passes.lower_state import Lowering
 from reclra_graph.passes.lower_updates import learn_from_sums, region_update, shared_updates, synapse_update
 from reclra_graph.passes.names import value_names
+from reclra_graph.passes.shared import shared_sources
 from reclra_graph.passes.storage import storage_order
 
 
@@ -27,6 +28,8 @@ def lower(plan: WiringPlan, without: tuple[str, ...] = ()) -> TaskGraph:
     (``reclra_graph.options.OPTIMISATIONS``). Raises ModelError RG303 where a parameter
     has no local derivative."""
     state = Lowering(plan, *value_names(plan.regions), {store: [] for store in learn_from_sums(plan)}, without)
+    shared = shared_sources(plan, without)
+    state.matrices = plan.matrix_of | {edge.name: dense_matrix(edge) for item in shared for edge in plan.alone[item]}
     late = bookkeeping(state.graph)
     forward_pass(state, late)
     losses(state)
@@ -40,4 +43,4 @@ def lower(plan: WiringPlan, without: tuple[str, ...] = ()) -> TaskGraph:
         synapse_update(state, region)
     shared_updates(state)
     buffer_updates(state, late)
-    return TaskGraph(plan, tuple(state.tasks), storage_order(state.tasks))
+    return TaskGraph(plan, tuple(state.tasks), storage_order(state.tasks), shared=shared)

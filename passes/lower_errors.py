@@ -9,7 +9,7 @@ from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, Loss
 from reclra_graph.passes.lower_state import Lowering
 from reclra_graph.passes.straight import direct, is_straight, needs_error
-from reclra_graph.passes.synapse_calls import FEW, displaced, matrices_from, sent_on
+from reclra_graph.passes.synapse_calls import FEW, displaced, sent_on
 from reclra_graph.rules.forms import work
 
 _LOSSES = {
@@ -112,12 +112,12 @@ def _straight_error(state: Lowering, region: Region) -> None:
         source = state.regions[edge.source]
         s = state.shifts[number] = state.namer.new(f"s{number}")
         sent = state.type_of(source) if source.layout.plain and kind.dtype == state.type_of(source).dtype else None
-        args = (Ref(state.sampled[source.id]), *shift)
+        args = (Ref(state.heard(edge)), *shift)
         calls.append(Call("rules.discrepancy.straight", args, (), (s,), (sent,)))
         flops = source.units
         if needs_error(state, region):
             error = state.errors[number] = state.namer.new(f"e{number}")
-            calls.append(displaced(state.plan, edge, s, "", error, kind))
+            calls.append(displaced(state.plan, edge, s, error, kind))
             _send(state, region, calls)
             flops += work(state.plan.regions, edge)
     state.add(f"target:{number}", "target", number, f"target:{number}", calls, 1, flops)
@@ -131,7 +131,7 @@ def _target(state: Lowering, region: Region) -> str:
     if _at_once(state, region):
         (edge,) = state.plan.incoming[number]
         source = state.regions[edge.source]
-        e, synapse = Ref(state.sampled[source.id]), Ref(f"E[{edge.synapse}]")
+        e, synapse = Ref(state.heard(edge)), Ref(f"E[{edge.synapse}]")
         last = (True,) if state.plan.rows_by_position(region) else ()
         args = (h, e, synapse, Ref("beta"), source.shape, region.shape, chain, *last)
         shift = Call("rules.target.target_at_once", args, (), (y,), (kind,))
@@ -191,9 +191,7 @@ def _displacement(state: Lowering, region: Region) -> str:
 
 def _moved(state: Lowering, edge: Edge, result: str, kind: TensorType | None) -> Call:
     """E e_j of one edge."""
-    matrix = state.plan.matrix_of.get(edge.name)
-    sent = state.sent[matrix.name] if matrix else ""
-    return displaced(state.plan, edge, state.sampled[edge.source], sent, result, kind)
+    return displaced(state.plan, edge, state.heard(edge), result, kind)
 
 
 # -- between a region's own form and that of its synapses -------------------------------------------------------------
@@ -210,7 +208,7 @@ def _send(state: Lowering, region: Region, calls: list[Call]) -> None:
         calls.append(Call("rules.layout.cast", (Ref(error), state.synapse_dtype), (), (name,), (None,)))
         error = name
     state.sampled[region.id] = error
-    for item in matrices_from(state.plan, region.id):
+    for item in state.matrices_from(region.id):
         name = state.sent[item.name] = state.namer.new(f"s{region.id}")
         sent = TensorType((kind.shape[0], item.units), state.synapse_dtype)
         calls.append(sent_on(state.plan, item, error, name, sent if region.layout.plain else None))

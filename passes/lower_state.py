@@ -9,7 +9,7 @@ from typing import Any
 from reclra_graph.ir.operators import Operator, OperatorGraph, Ref, TensorType, references
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.tasks import Call, Task
-from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
 from reclra_graph.passes.names import Namer
 from reclra_graph.passes.storage import stored_by
 from reclra_graph.rules.operators import short
@@ -38,8 +38,10 @@ class Lowering:
     """e_i by region as synapses take it: the batch in front, in their dtype."""
     shifts: dict[int, str] = field(default_factory=dict)
     """s by region, where e_i = E s: the source's error, as it shifts a region without an activation."""
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+    """The matrix M_j that learns in place of an edge's own synapse, by the edge's name."""
     sent: dict[str, str] = field(default_factory=dict)
-    """M_j e_j by the name of the matrix M_j, which implicit synapses send on."""
+    """M_j e_j by the name of the matrix M_j, which synapses send on."""
     moved: dict[str, str] = field(default_factory=dict)
     """An edge's share of d_i by the edge's name, where it is written down."""
 
@@ -61,6 +63,16 @@ class Lowering:
     def type_of(self, region: Region) -> TensorType:
         """Shape and dtype of z_i."""
         return self.graph.types[region.post]
+
+    def matrices_from(self, source: int) -> list[Matrix]:
+        """The matrices that learn in place of the synapses that leave a region."""
+        edges = self.plan.outgoing.get(source, ())
+        return list(dict.fromkeys(self.matrices[edge.name] for edge in edges if edge.name in self.matrices))
+
+    def heard(self, edge: Edge) -> str:
+        """What an edge carries: its source's error, or what a matrix makes of it."""
+        matrix = self.matrices.get(edge.name)
+        return self.sent[matrix.name] if matrix else self.sampled[edge.source]
 
     def renamed(self, argument: Any) -> Any:
         """An argument, or a tuple of arguments, with the values of the operator graph under their emitted names."""

@@ -14,7 +14,7 @@ from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.lower_state import Lowering, operator_flops
 from reclra_graph.passes.straight import factored
-from reclra_graph.passes.synapse_calls import learned, matrices_from, matrix_learned
+from reclra_graph.passes.synapse_calls import learned, matrix_learned
 from reclra_graph.rules.forms import stored, what_learns, work
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import ERROR, carry, update
@@ -138,18 +138,18 @@ def _delta(state: Lowering, key: str, region: Region) -> str:
 
 
 def synapse_update(state: Lowering, region: Region) -> None:
-    """Eq. 6 for the synapses that arrive at a region and for the matrices of the implicit ones that leave it."""
+    """Eq. 6 for the synapses that arrive at a region and for the matrices of those that leave it."""
     plan, number, e = state.plan, region.id, state.sampled
     calls: list[Call] = []
     deltas: Deltas = []
     flops = 0
     for edge in plan.incoming.get(number, ()):
-        if edge.rule == "eq6" and edge.form != "implicit":
+        if edge.rule == "eq6" and edge.name not in state.matrices:
             delta, d = state.namer.new(f"dE_{edge.source}_{edge.target}"), state.moved.get(edge.name, "")
             calls.append(learned(plan, edge, e[edge.source], d, delta, state.type_of(region).dtype))
             deltas.append((f"E[{what_learns(plan, edge)}]", delta))
             flops += work(plan.regions, edge)
-    for item in matrices_from(plan, number):
+    for item in state.matrices_from(number):
         delta, sent = state.namer.new(f"dM{number}"), state.sent[item.name]
         calls.append(matrix_learned(plan, item, e[number], sent, delta, state.synapse_dtype))
         deltas.append((f"E[{item.name}]", delta))

@@ -14,13 +14,13 @@ FEW = 32
 """Up to this many units of the source, E (e eᵀ) is less work than d eᵀ for any usual batch."""
 
 
-def displaced(plan: WiringPlan, edge: Edge, e: str, sent: str, result: str, kind: TensorType | None) -> Call:
-    """d over one edge. ``e`` names the source's error, ``sent`` what the edge's matrix M_j makes of it, if there is."""
+def displaced(plan: WiringPlan, edge: Edge, e: str, result: str, kind: TensorType | None) -> Call:
+    """d over one edge. ``e`` names the source's error, or what the edge's matrix M_j makes of it, if it has one."""
     source, target = plan.regions.regions[edge.source], plan.regions.regions[edge.target]
     synapse = Ref(f"E[{edge.synapse}]")
     name, args = f"rules.synapse.{edge.form}_displace", _arguments(Ref(e), synapse, source.shape, target.shape)
     if edge.form == "implicit":
-        name, args = "rules.implicit.displace", (Ref(sent or e), synapse, target.shape)
+        name, args = "rules.implicit.displace", (Ref(e), synapse, target.shape)
     elif rank_of(edge.form):
         factors = (Ref(f"E[{edge.synapse}.A]"), Ref(f"E[{edge.synapse}.B]"))
         name, args = "rules.synapse.lowrank_displace", (Ref(e), *factors, source.shape, target.shape)
@@ -57,20 +57,14 @@ def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str
     return Call(name, args, (), (delta,), (TensorType(shape, dtype),))
 
 
-def matrices_from(plan: WiringPlan, source: int) -> list[Matrix]:
-    """The matrices that learn in place of the implicit synapses that leave a region."""
-    edges = plan.outgoing.get(source, ())
-    return list(dict.fromkeys(plan.matrix_of[edge.name] for edge in edges if edge.name in plan.matrix_of))
-
-
 def sent_on(plan: WiringPlan, matrix: Matrix, e: str, result: str, kind: TensorType | None) -> Call:
-    """M_j e_j, which all implicit edges of one matrix send on."""
+    """M_j e_j, which all edges of one matrix send on."""
     args = (Ref(e), Ref(f"E[{matrix.name}]"), plan.regions.regions[matrix.source].shape, (matrix.units,))
     return Call("rules.synapse.dense_displace", args, (), (result,), (kind,))
 
 
 def matrix_learned(plan: WiringPlan, matrix: Matrix, e: str, sent: str, delta: str, dtype: str) -> Call:
-    """γ M_j e eᵀ, Eq. 6 for all implicit edges of one matrix."""
+    """γ M_j e eᵀ, Eq. 6 for all edges of one matrix."""
     args = (Ref(sent), Ref(e), *_rate(plan), plan.regions.regions[matrix.source].shape, matrix.runs)
     kind = TensorType((matrix.units, matrix.units), dtype)
     return Call("rules.synapse.matrix_eq6", args, (), (delta,), (kind,))

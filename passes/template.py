@@ -36,7 +36,7 @@ aten = torch.ops.aten
 TABLES = """
 PLAN = {digest!r}
 # Error synapses: name -> (shape, standard deviation at the start, lane that owns it).{starts}
-SYNAPSES = {synapses}
+SYNAPSES = {synapses}{shared}
 # Inputs: name -> (shape with B for the batch, dtype).
 INPUTS = {inputs}
 # Targets: label, where there are several -> (shape, dtype, number of classes, class index that is ignored);
@@ -149,23 +149,41 @@ def check(loss, *inputs):
 
 '''
 
-STARTS = """
-# "identity": a matrix M_j, through which the implicit synapses of one source send, and by which they learn; "key": what
-# an implicit synapse is made from, wherever it is used."""
+IDENTITY = """
+# "identity": a matrix M_j, through which synapses of one source send, and by which they learn."""
+KEY = """
+# "key": what an implicit synapse is made from, wherever it is used."""
 
-PLAIN_STARTS = """        values = torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
+SHARED = """
+# Synapses that stay as they are, by the matrix that learns for them: what acts is E[name] @ E[matrix], which settle(E)
+# writes down. That is how they would learn themselves, for plain SGD alone.
+SHARED = {shared}"""
+
+NORMAL_STARTS = """        values = torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
         made[name] = values.to(lane_device(lane, device), dtype)
 """
 
-IMPLICIT_STARTS = """        home = lane_device(lane, device)
-        if deviation == "key":
-            made[name] = torch.tensor(implicit_key(seed, name), dtype=torch.int32, device=home)
-        elif deviation == "identity":
-            made[name] = torch.eye(*shape, dtype=dtype, device=home)
-        else:
-            values = torch.randn(shape, generator=generator, dtype=torch.float64) * deviation
-            made[name] = values.to(home, dtype)
+IDENTITY_STARTS = """        if deviation == "identity":
+            made[name] = torch.eye(*shape, dtype=dtype, device=lane_device(lane, device))
+            continue
 """
+
+KEY_STARTS = """        if deviation == "key":
+            words = implicit_key(seed, name)
+            made[name] = torch.tensor(words, dtype=torch.int32, device=lane_device(lane, device))
+            continue
+"""
+
+SETTLE = '''
+def settle(E):
+    """Multiply what the matrices of SHARED have learned into their synapses, which then are what acts; the matrices
+    begin anew. Nothing changes for the steps that follow, but for rounding: call it before you read E, or save it."""
+    for matrix, names in SHARED.items():
+        for name in names:
+            E[name].copy_(E[name] @ E[matrix].to(E[name].device))
+        E[matrix].copy_(torch.eye(*E[matrix].shape))
+
+'''
 
 IMPLICIT = '''
 def implicit_key(seed, name):

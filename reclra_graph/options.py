@@ -20,9 +20,10 @@ OPTIMIZERS = ("sgd", "momentum", "adamw")
 UPDATES = ("analytic", "local_vjp")
 PLACEMENTS = ("auto", "pipeline")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
-OPTIMISATIONS = ("straight", "factors")
+OPTIMISATIONS = ("straight", "factors", "shared")
 """What makes a step faster and can be left out: errors of regions without an activation made at once (``straight``),
-and updates that need no such error (``factors``)."""
+updates that need no such error (``factors``), and one matrix that learns for all dense synapses of a source
+(``shared``)."""
 
 
 @dataclass(frozen=True)

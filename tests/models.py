@@ -241,7 +241,7 @@ def regions_of(model: nn.Module, *inputs: Any, **options: Any) -> RegionGraph:
 def build(model: nn.Module, regions: RegionGraph, **options: Any) -> CompiledStep:
     """A step from a region graph at hand: what ``rg.compile`` does after capture and partition, in milliseconds."""
     chosen = rg.Options(**options)
-    tasks = verify(placed(verify(lower(verify(wire(regions, chosen)))), chosen))
+    tasks = verify(placed(verify(lower(verify(wire(regions, chosen)), chosen.without)), chosen))
     program = verify(emit(verify(schedule(tasks, chosen.overlap_steps))))
     return CompiledStep(copy.deepcopy(model), program, {})
 

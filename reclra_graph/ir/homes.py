@@ -23,6 +23,7 @@ def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
             made.setdefault(task.region, lane_of.get(task.name, 0))
     loss = lane_of.get("loss", 0)  # elsewhere an output's error is the loss's
     found.update({f"E[{name}]": made.get(region, loss) for name, region in tasks.plan.owners.items()})
+    found.update({f"E[{item.name}]": made.get(item.source, loss) for item in tasks.matrices.values()})
     if tasks.plan.placement:
         for task in tasks.tasks:
             for name in task.reads:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from reclra_graph.ir.operators import Argument, Ref, TensorType
 from reclra_graph.ir.text import register
-from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.ir.wiring import Matrix, WiringPlan, dense_matrix
 
 KINDS = ("forward", "loss", "displace", "target", "error", "update", "synapse", "optimise", "buffer")
 
@@ -69,6 +69,13 @@ class TaskGraph:
     edges: tuple[tuple[str, str], ...]
     """(before, after) pairs: every pair of tasks that touch the same storage, one of them writing, is ordered."""
     micro_batches: int = 1
+    shared: tuple[int, ...] = ()
+    """Regions whose dense synapses learn through one matrix (``reclra_graph.passes.shared``)."""
+
+    @cached_property
+    def matrices(self) -> dict[str, Matrix]:
+        """The matrix through which each of these synapses learns, by the edge's name."""
+        return {edge.name: dense_matrix(edge) for number in self.shared for edge in self.plan.alone[number]}
 
     @cached_property
     def by_name(self) -> dict[str, Task]:

@@ -70,6 +70,11 @@ def matrices(edges: Iterable[Edge]) -> dict[str, Matrix]:
     return found
 
 
+def dense_matrix(edge: Edge) -> Matrix:
+    """The matrix M_j of the dense synapses that leave a region, where a step lets them learn through one."""
+    return Matrix(f"{edge.source}->dense", edge.source, edge.shape[1])
+
+
 def matrix_bytes(regions: RegionGraph, matrix: Matrix) -> int:
     """What a matrix M_j takes: synapses have the dtype of the first output."""
     dtype = regions.graph.types[regions.regions[regions.output].post].dtype
@@ -199,6 +204,17 @@ class WiringPlan:
     def matrix_of(self) -> dict[str, Matrix]:
         """The matrix through which each implicit edge that learns sends, by the edge's name."""
         return matrices(self.edges)
+
+    @cached_property
+    def alone(self) -> dict[int, tuple[Edge, ...]]:
+        """Dense edges under Eq. 6 whose synapse is theirs alone, by source, highest target first."""
+        uses = Counter(edge.synapse for edge in self.edges)
+        found: dict[int, tuple[Edge, ...]] = {}
+        for source, edges in self.outgoing.items():
+            found[source] = tuple(
+                edge for edge in edges if edge.form == "dense" and edge.rule == "eq6" and uses[edge.synapse] == 1
+            )
+        return found
 
     @cached_property
     def owners(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from math import prod, sqrt
 
 from reclra_graph.ir.operators import Ref
 from reclra_graph.ir.regions import RegionGraph
-from reclra_graph.ir.wiring import Edge, WiringPlan
+from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
 from reclra_graph.options import Options, rank_of
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import bound, padding_of, repeated
@@ -162,9 +162,10 @@ def what_learns(plan: WiringPlan, edge: Edge) -> str:
     return f"{edge.synapse}.B" if rank_of(edge.form) else edge.synapse
 
 
-def stored(plan: WiringPlan) -> tuple[Stored, ...]:
+def stored(plan: WiringPlan, shared: Iterable[Matrix] = ()) -> tuple[Stored, ...]:
     """All tensors of E in the order in which they are drawn: by source, then target, highest first. Entries of a
-    low-rank E = A B have the same deviation as those of a dense one."""
+    low-rank E = A B have the same deviation as those of a dense one. ``shared``: matrices of dense synapses; they come
+    last."""
     found: dict[str, Stored] = {}
     for edge in sorted(plan.edges, key=lambda item: (-item.source, -item.target)):
         name, region = edge.synapse, edge.target
@@ -182,6 +183,7 @@ def stored(plan: WiringPlan) -> tuple[Stored, ...]:
             found[f"{name}.B"] = Stored(f"{name}.B", (rank, heard), _deviation(heard), region)
         else:
             found[name] = Stored(name, edge.shape, _deviation(_fan_in(plan, edge)), region)
+    found.update({item.name: Stored(item.name, (item.units, item.units), "identity", item.source) for item in shared})
     return tuple(found.values())
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.runtime.loader import load_source
+from reclra_graph.runtime.opaque_runs import in_training
+from reclra_graph.runtime.synapse_store import SynapseStore
 from reclra_graph.structure import arguments, at, called
 
 if TYPE_CHECKING:
@@ -50,7 +51,16 @@ class CompiledStep:
         self.module: ModuleType = load_source(program.source, f"<step {program.digest}>")
         rates = self.plan.rates
         self.lr, self.beta, self.gamma = rates.lr, rates.beta, rates.gamma
-        self.synapses: dict[str, Tensor] = self.module.synapses(self.plan.seed, self.device)
+        self.store = SynapseStore(self.module, self.plan.seed, self.device)
+
+    @property
+    def synapses(self) -> dict[str, Tensor]:
+        """The error synapses by name, ``"9->5"``, as they act. What several have learned together is multiplied into
+        them when this is read: a tensor that was taken from here before a step is up to date from the next reading on.
+        """
+        if self.store.matrices:
+            self.join()
+        return self.store.settled()
 
     @property
     def optimiser(self) -> Any:
@@ -200,9 +210,9 @@ class CompiledStep:
         self.place(given[0].device)
         settings = self.settings()
         try:
-            with _in_training(list(settings.get("M", {}).values())):
+            with in_training(list(settings.get("M", {}).values())):
                 loss: Tensor = self.module.step(
-                    self.storage(), self.synapses, *given, goal, optimise=optimise, **settings
+                    self.storage(), self.store.all(), *given, goal, optimise=optimise, **settings
                 )
         except (ValueError, FloatingPointError) as error:
             code, _, cause = str(error).partition(" ")
@@ -218,10 +228,7 @@ class CompiledStep:
         device = torch.device(device)
         if self.module.__dict__.get("PLACES") and device.type == "cuda":
             self.module.place(self.model, device)
-        for name, (_, _, lane) in self.module.SYNAPSES.items():
-            home = self.module.lane_device(lane, device)
-            if self.synapses[name].device != home:
-                self.synapses[name] = self.synapses[name].to(home)
+        self.store.place(device)
 
     def graphed(self, fused: bool = False) -> GraphedStep:
         """This step by CUDA graphs, as far as it can be captured: call the result as you would call the step.
@@ -253,7 +260,9 @@ class CompiledStep:
 
         Parameters and synapses stay as they are; buffers such as running statistics move on, as in any forward pass in
         train mode."""
-        found: dict[int, dict[str, Tensor]] = {id(self.synapses): {}}
+        self.join()
+        self.store.settled()
+        found: dict[int, dict[str, Tensor]] = {id(self.store.all()): {}}
         parameters: dict[str, Tensor] = {}
 
         def collect(store: dict[str, Tensor], name: str, delta: Tensor, lr: float) -> None:
@@ -261,7 +270,7 @@ class CompiledStep:
 
         loss = self._run(inputs, kwargs, target, collect)
         self.join()
-        return loss, parameters, found[id(self.synapses)]
+        return loss, parameters, self.store.deltas(found[id(self.store.all())])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The synapses as ``"E.9->5"`` → tensor, and what the optimiser remembers as ``"optimizer.0.weight|v"``; save
@@ -326,25 +335,6 @@ class CompiledStep:
         plan = self.plan
         lanes = len(self.schedule.lanes)
         return f"CompiledStep({plan.regions.graph.model}, {plan.wiring} wiring, depth {plan.depth}, {lanes} lanes)"
-
-
-@contextlib.contextmanager
-def _in_training(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Sub-modules that run as they are, in train mode; their modes come back, and after an error their buffers too."""
-    inner = [item for module in modules for item in module.modules()]
-    modes = [item.training for item in inner]
-    buffers = [(item, item.clone()) for module in modules for item in module.buffers()]
-    for module in modules:
-        module.train()
-    try:
-        yield
-    except BaseException:
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        raise
-    finally:
-        for item, mode in zip(inner, modes, strict=True):
-            item.training = mode
 
 
 def check_model(model: nn.Module, graph: OperatorGraph) -> None:

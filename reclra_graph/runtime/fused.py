@@ -48,7 +48,7 @@ class _Held:
         self.tensors = held_tensors(step)
         self.kinds = kinds(self.tensors)
         self.steps: dict[Key, Fused] = {}
-        tables: list[Mapping[str, Tensor | None]] = [step.synapses, step.optimiser_state]
+        tables: list[Mapping[str, Tensor | None]] = [step.store.named, step.store.matrices, step.optimiser_state]
         for module in step.model.modules():
             tables += [module._parameters, module._buffers]
         self._seen = [(table, len(table), _addresses(table)) for table in tables if table]

@@ -122,7 +122,7 @@ class GraphedStep:
     def _key(self, tensors: list[Tensor]) -> Key:
         """What a captured step depends on: shapes, rates, and where its parameters, synapses and optimiser are."""
         step = self.step
-        stored = (*step.storage().values(), *step.synapses.values(), *step.optimiser_state.values())
+        stored = (*step.storage().values(), *step.store.all().values(), *step.optimiser_state.values())
         shapes = tuple((item.shape, item.dtype) for item in tensors)
         return (shapes, step.lr, step.beta, step.gamma, tuple(item.data_ptr() for item in stored))
 
@@ -167,7 +167,7 @@ class GraphedStep:
             cut.begin()
             try:
                 loss = self.step.module.step(
-                    self.step.storage(), self.step.synapses, *static, held, **self.step.settings()
+                    self.step.storage(), self.step.store.all(), *static, held, **self.step.settings()
                 )
             except BaseException:
                 with suppress(RuntimeError):  # a capture that failed cannot end well, but it must end

@@ -84,7 +84,7 @@ def tensor_names(step: CompiledStep) -> tuple[str, ...]:
     labels = [item.label for item in step.plan.losses]
     return (
         *(f"P[{key}]" for key in step.storage()),
-        *(f"E[{key}]" for key in step.synapses),
+        *(f"E[{key}]" for key in step.store.all()),
         *(f"S[{key}]" for key in optimiser_memory(step)),
         *step.schedule.tasks.inputs,
         *(["target"] if len(labels) == 1 else [f"T[{label}]" for label in labels]),

@@ -75,7 +75,7 @@ def _stored(node: ast.AST) -> tuple[str, ast.Name] | None:
 def name_space(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor]) -> dict[str, Any]:
     """The names that a step's statements see: the file's, the step's arguments, and what stands before all tasks.
     Inputs and targets are not checked."""
-    space = {**step.module.__dict__, "P": step.storage(), "E": step.synapses, "M": None, "target": goal}
+    space = {**step.module.__dict__, "P": step.storage(), "E": step.store.all(), "M": None, "target": goal}
     space |= {"optimise": step.optimiser, "here": lambda value: value, **step.settings()}
     space |= dict(zip(step.schedule.tasks.inputs, given, strict=True))
     exec(task_code(step.program)[""], space)

@@ -42,14 +42,14 @@ def flat_tensors(step: CompiledStep, given: Sequence[Tensor], goals: Sequence[Te
 
 def held_tensors(step: CompiledStep) -> list[Tensor]:
     """What lasts from step to step: parameters, buffers and constants, synapses, what the optimiser remembers."""
-    return [*step.storage().values(), *step.synapses.values(), *optimiser_memory(step).values()]
+    return [*step.storage().values(), *step.store.all().values(), *optimiser_memory(step).values()]
 
 
 def optimiser_memory(step: CompiledStep) -> dict[str, Tensor]:
     """What the optimiser remembers of everything that learns, made now where it is not there yet."""
     optimiser = step.optimiser
     if hasattr(optimiser, "state") and not optimiser.state:
-        held = {"P": step.storage(), "E": step.synapses}
+        held = {"P": step.storage(), "E": step.store.all()}
         for store in step.schedule.tasks.learned:
             value = held[store[0]][store[2:-1]]
             for slot in optimiser.slots:
@@ -65,7 +65,7 @@ def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str,
     size = batch_size(step, given, goal)
     goals = [goal] if isinstance(goal, Tensor) else list(goal.values())
     flat = flat_tensors(step, given, goals, lr)
-    keys, names, slots = list(step.storage()), list(step.synapses), list(optimiser_memory(step))
+    keys, names, slots = list(step.storage()), list(step.store.all()), list(optimiser_memory(step))
     ends = list(accumulate((len(keys), len(names), len(slots), len(given))))
     seen: dict[str, Tensor] = {}
 
@@ -114,7 +114,7 @@ def batch_size(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[
         raise _EnoughError
 
     with _instead(step.module.__dict__, check_inputs=checked), contextlib.suppress(_EnoughError):
-        step.module.step(step.storage(), step.synapses, *given, goal, **step.settings())
+        step.module.step(step.storage(), step.store.all(), *given, goal, **step.settings())
     return seen[0]
 
 

@@ -25,14 +25,14 @@ def emitted(step: CompiledStep, steps: int = 1) -> dict[str, torch.Tensor]:
         loss = twin(inputs, target)
     return {
         **{f"P.{k}": v for k, v in twin.storage().items()},
-        **{f"E.{k}": v for k, v in twin.synapses.items()},
+        **{f"E.{k}": v for k, v in twin.store.all().items()},
         "loss": loss,
     }
 
 
 def machine(step: CompiledStep, schedule: Schedule, seed: int, steps: int = 1) -> dict[str, torch.Tensor]:
     """The same from the machine, in a random order of the actions."""
-    runner = Machine(schedule, step.storage(), step.synapses)
+    runner = Machine(schedule, step.storage(), step.store.all())
     for number in range(steps):
         inputs, target = batch_for(step, seed=number)
         loss = runner.run(random_order(schedule, seed + number), inputs, target)

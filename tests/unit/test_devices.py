@@ -93,7 +93,7 @@ def strays(step: CompiledStep) -> list[str]:
 
     module.__dict__["Lanes"] = Lanes
     P = {key: devices.put(value, places.get(key, 0)) for key, value in step.storage().items()}
-    E = {key: devices.put(value, module.SYNAPSES[key][2]) for key, value in step.synapses.items()}
+    E = {key: devices.put(value, module.SYNAPSES[key][2]) for key, value in step.store.all().items()}
     inputs, target = batch_for(step, 4)
     for value in tree_leaves((inputs, target)):
         devices.put(value, 0)

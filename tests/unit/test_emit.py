@@ -66,7 +66,8 @@ def test_what_every_file_keeps(make: Callable[[], CompiledStep]) -> None:
     names = arguments[2 : 2 + len(graph.inputs)]
     assert arguments == ["P", "E", *names, "target", "lr", "beta", "gamma", "optimise"]
     assert list(step.module.INPUTS) == names
-    assert set(step.module.SYNAPSES) == {edge.synapse for edge in step.plan.edges}
+    matrices = {item.name for item in step.schedule.tasks.matrices.values()}
+    assert set(step.module.SYNAPSES) == {edge.synapse for edge in step.plan.edges} | matrices
     constants = (step.module.LANES, step.module.PLAN)
     assert constants == (len(step.schedule.lanes), step.program.digest)
 
@@ -143,7 +144,7 @@ def test_a_wrong_line_shows_in_the_traceback() -> None:
     x, target = batch_for(step)
     twin = fresh(step)
     try:
-        module.step(twin.storage(), twin.synapses, *x, target)
+        module.step(twin.storage(), twin.store.all(), *x, target)
     except RuntimeError as error:
         text = "".join(traceback.format_exception(error))
     assert "<a wrong file>" in text
@@ -157,12 +158,16 @@ def test_synapses_come_from_the_seed_alone() -> None:
     torch.manual_seed(6)
     second, other = module.synapses(seed=4), module.synapses(seed=5)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert not any(torch.equal(value, other[name]) for name, value in first.items())
+    drawn = {name for name, (_, start, _) in module.SYNAPSES.items() if start != "identity"}
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
     state = torch.get_rng_state()
     module.synapses(seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     for name, (shape, deviation, _) in module.SYNAPSES.items():
         assert first[name].shape == shape
+        if name not in drawn:
+            assert torch.equal(first[name], torch.eye(*shape))
+            continue
         assert deviation == pytest.approx(shape[1] ** -0.5, abs=1e-6)
 
 
@@ -250,11 +255,11 @@ def test_a_custom_optimiser_gets_every_delta() -> None:
 
     before = snapshot(step)
     x, target = batch_for(step)
-    step.module.step(step.storage(), step.synapses, *x, target, lr=0.5, optimise=optimise)
+    step.module.step(step.storage(), step.store.all(), *x, target, lr=0.5, optimise=optimise)
     assert changed(step, before) == set()
-    assert sorted(name for name, _, _ in got) == sorted(
-        [key for key, _ in step.model.named_parameters()] + list(step.synapses)
-    )
+    learned = {store[2:-1] for store in step.schedule.tasks.learned}
+    assert {key for key, _ in step.model.named_parameters()} < learned
+    assert sorted(name for name, _, _ in got) == sorted(learned)
     assert {lr for _, _, lr in got} == {0.5}
 
 

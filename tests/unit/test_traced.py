@@ -75,7 +75,7 @@ def test_the_graph_has_no_derivative_and_one_store_for_each_thing_that_learns() 
     names = [str(node.target) for node in found.module.graph.nodes if node.op == "call_function"]
     stores = names.count("aten.copy_.default")
     assert stores == names.count("aten.where.self")
-    learned = sum(parameter.requires_grad for parameter in step.model.parameters()) + len(step.synapses)
+    learned = len(step.schedule.tasks.learned)
     assert stores == learned + sum(1 for _ in step.model.buffers())
     assert not [name for name in names if name.endswith("_.default") and name != "aten.copy_.default"]
 

@@ -1,0 +1,50 @@
+"""The synapses that a step works on: those that users see, and the matrices through which some of them learn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+class SynapseStore:
+    """``named`` are the synapses by name. Those of the emitted file's SHARED learn through a matrix each source has
+    for them; ``settled`` multiplies it into them, so that users meet synapses as they act, and never a matrix."""
+
+    def __init__(self, module: ModuleType, seed: int, device: torch.device) -> None:
+        self.module = module
+        self.named: dict[str, Tensor] = module.synapses(seed, device)
+        self.groups: Mapping[str, tuple[str, ...]] = module.__dict__.get("SHARED", {})
+        self.matrices = {name: self.named.pop(name) for name in self.groups}
+        self._all: dict[str, Tensor] = {}
+
+    def settled(self) -> dict[str, Tensor]:
+        """The synapses as they act."""
+        if not all(torch.equal(value, torch.eye(*value.shape).to(value)) for value in self.matrices.values()):
+            self.module.settle(self.all())
+        return self.named
+
+    def all(self) -> dict[str, Tensor]:
+        """What the emitted step takes as E: always the same dict, with what is in ``named`` now."""
+        self._all.clear()
+        self._all.update(self.named)
+        self._all.update(self.matrices)
+        return self._all
+
+    def deltas(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Directions of descent of the synapses from those of everything that a settled step moves."""
+        made = {name: value for name, value in found.items() if name not in self.matrices}
+        for matrix, names in self.groups.items():
+            if matrix in found:
+                made.update({name: self.named[name] @ found[matrix].to(self.named[name].device) for name in names})
+        return made
+
+    def place(self, device: torch.device) -> None:
+        """Bring every synapse to the lane that owns it, lane 0 being on ``device``."""
+        for name, (_, _, lane) in self.module.SYNAPSES.items():
+            held = self.matrices if name in self.matrices else self.named
+            home = self.module.lane_device(lane, device)
+            if held[name].device != home:
+                held[name] = held[name].to(home)
