@@ -56,7 +56,7 @@ def _head(schedule: Schedule, stamp: str) -> str:
     count = schedule.tasks.micro_batches
     names = list(schedule.tasks.inputs)
     inputs = {name: (item.type.shape, item.type.dtype) for name, item in zip(names, graph.inputs, strict=True)}
-    dtype = graph.types[regions.regions[regions.output].post].dtype
+    dtype = regions.synapse_dtype
     held = any(buffer.constant for buffer in graph.buffers)
     notes = [] if graph.frontend == "export" else [f"\nCaptured with a fixed batch size ({graph.frontend})."]
     notes += [f"\n{plain(note)}" for note in graph.notes]
@@ -88,6 +88,8 @@ def _head(schedule: Schedule, stamp: str) -> str:
         runtime += template.OPAQUE
     if implicit:
         runtime += template.IMPLICIT
+    if graph.autocast == "float16":
+        runtime += template.UNIT
     starts = template.IMPLICIT_STARTS if implicit else template.PLAIN_STARTS
     runtime = runtime.replace("@starts@", starts).replace("@seed@", str(plan.seed)).replace("@dtype@", dtype)
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
