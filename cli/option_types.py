@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from reclra_graph.options import (
+    AUTOCASTS,
     FORMS,
     FRONTENDS,
     LOSSES,
@@ -90,4 +91,8 @@ MemoryFormat = Annotated[
     typer.Option(
         help=f"Of images, in which the step shall be fastest: {_one_of(MEMORY_FORMATS)}, which is the input's."
     ),
+]
+Autocast = Annotated[
+    str | None,
+    typer.Option(help=f"Dtype of products, beside float32 parameters: {_one_of(AUTOCASTS)}.", show_default=False),
 ]

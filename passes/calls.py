@@ -76,7 +76,7 @@ class Values:
         self.held: dict[str, Any] = {"B": batch, "beta": rates.beta, "gamma": rates.gamma, "lr": rates.lr}
         for item in graph.given:
             self.held[names[item.name]] = self.tensor(item.type)
-        dtype = graph.types[plan.regions.regions[plan.regions.output].post].dtype
+        dtype = plan.regions.synapse_dtype
         for synapse in stored(plan, tasks.matrices.values()):
             kind = "int32" if synapse.start == "key" else dtype
             self.held[f"E[{synapse.name}]"] = self.tensor(TensorType(synapse.shape, kind))
@@ -111,7 +111,7 @@ class Values:
             store.sub_(delta, alpha=values["lr"])
             return
         if call.function.startswith("rules."):
-            out = rule(call.function)(*(_rule_argument(item, values) for item in args))
+            out = rule(call.function)(*(_rule_argument(item, values) for item in args), **dict(call.kwargs))
         else:
             keywords = {key: resolve(item, values, self.device) for key, item in call.kwargs}
             out = function(call.function)(*(resolve(item, values, self.device) for item in args), **keywords)

@@ -44,7 +44,7 @@ def head_text(schedule: Schedule, stamp: str) -> str:
     count = schedule.tasks.micro_batches
     names = list(schedule.tasks.inputs)
     inputs = {name: (item.type.shape, item.type.dtype) for name, item in zip(names, graph.inputs, strict=True)}
-    dtype = graph.types[regions.regions[regions.output].post].dtype
+    dtype = regions.synapse_dtype
     held = any(buffer.constant for buffer in graph.buffers)
     notes = [] if graph.frontend == "export" else [f"\nCaptured with a fixed batch size ({graph.frontend})."]
     notes += [f"\n{plain(note)}" for note in graph.notes]
@@ -77,6 +77,8 @@ def head_text(schedule: Schedule, stamp: str) -> str:
         runtime += template.OPAQUE
     if implicit:
         runtime += template.IMPLICIT
+    if graph.autocast == "float16":
+        runtime += template.UNIT
     if matrices:
         runtime += template.SETTLE
     starts = (template.IDENTITY_STARTS if identity else "") + (template.KEY_STARTS if implicit else "")

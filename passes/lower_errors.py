@@ -11,6 +11,7 @@ from reclra_graph.passes.lower_state import Lowering
 from reclra_graph.passes.straight import direct, is_straight, needs_error
 from reclra_graph.passes.synapse_calls import FEW, displaced, sent_on
 from reclra_graph.rules.forms import work
+from reclra_graph.rules.operators import is_exact
 
 _LOSSES = {
     "cross-entropy": "cross_entropy",
@@ -51,6 +52,10 @@ def _output_error(
     ``several``: there are other outputs."""
     name, kind, plain = _LOSSES[loss.kind], state.type_of(output), output.layout.plain
     z, y = Ref(state.names[output.post]), Ref(f"T[{loss.label}]" if several else "target")
+    if state.graph.is_low(output.post):
+        raised = state.namer.new(f"z{output.id}_{kind.short}")
+        values.append(Call("rules.layout.cast", (z, kind.dtype), (), (raised,), (kind,)))
+        z = Ref(raised)
     if not plain:
         z = Ref(_to_samples(state, output, z.name, "z", values))
         if not loss.classes or len(output.shape) > 1:
@@ -88,8 +93,14 @@ def region_error(state: Lowering, region: Region) -> None:
     y = _target(state, region)
     error = state.errors[number] = state.namer.new(f"e{number}")
     first = state.namer.new(f"m{number}") if rates.gain else error
-    args = (Ref(state.names[region.post]), Ref(y), rates.norm, rates.kappa_of(number))
-    calls = [Call("rules.discrepancy.mismatch", args, (), (first,), (kind,))]
+    z = Ref(state.names[region.post])
+    calls: list[Call] = []
+    if state.graph.is_low(region.post) and not is_exact(region, state.graph):
+        z = Ref(state.namer.new(f"z{number}_{kind.short}"))
+        args: tuple[Argument, ...] = (Ref(state.names[region.pre]), _phi(state, region))
+        calls.append(Call("rules.target.representation", args, (), (z.name,), (kind,)))
+    args = (z, Ref(y), rates.norm, rates.kappa_of(number))
+    calls.append(Call("rules.discrepancy.mismatch", args, (), (first,), (kind,)))
     if rates.gain:
         calls.append(Call("rules.discrepancy.gained", (Ref(first), Ref("beta")), (), (error,), (kind,)))
     _send(state, region, calls)
@@ -127,7 +138,7 @@ def _target(state: Lowering, region: Region) -> str:
     """y_i = φ(h_i − β d_i), and d_i where that is written down; returns the target's name."""
     kind, number = state.type_of(region), region.id
     h, y = Ref(state.names[region.pre]), state.namer.new(f"y{number}")
-    chain = tuple(_link(state, region, place) for place in range(len(region.activation)))
+    chain = _phi(state, region)
     if _at_once(state, region):
         (edge,) = state.plan.incoming[number]
         source = state.regions[edge.source]
@@ -142,6 +153,11 @@ def _target(state: Lowering, region: Region) -> str:
         flops = 0
     state.add(f"target:{number}", "target", number, f"target:{number}", [shift], 1, flops + 3 * region.units)
     return y
+
+
+def _phi(state: Lowering, region: Region) -> tuple[Argument, ...]:
+    """φ_i as data."""
+    return tuple(_link(state, region, place) for place in range(len(region.activation)))
 
 
 def _link(state: Lowering, region: Region, place: int) -> Argument:
@@ -162,7 +178,8 @@ def _at_once(state: Lowering, region: Region) -> bool:
     edges = state.plan.incoming[region.id]
     few = len(edges) == 1 and edges[0].form == "dense" and state.regions[edges[0].source].units <= FEW
     alike = state.type_of(region).dtype == state.synapse_dtype
-    return few and region.units >= _LARGE and region.layout.plain and alike
+    low = bool(state.graph.autocast)  # one product in a low precision would round h_i off, and d_i with it
+    return few and region.units >= _LARGE and region.layout.plain and alike and not low
 
 
 def _displacement(state: Lowering, region: Region) -> str:

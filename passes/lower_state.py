@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from reclra_graph.ir.operators import Operator, OperatorGraph, Ref, TensorType, references
+from reclra_graph.ir.operators import LOW, Operator, OperatorGraph, Ref, TensorType, references
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.tasks import Call, Task
 from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
@@ -58,11 +58,16 @@ class Lowering:
     @property
     def synapse_dtype(self) -> str:
         """The dtype of all error synapses: the first output's."""
-        return self.type_of(self.regions[self.plan.regions.output]).dtype
+        return self.plan.regions.synapse_dtype
 
     def type_of(self, region: Region) -> TensorType:
-        """Shape and dtype of z_i."""
-        return self.graph.types[region.post]
+        """Shape of z_i, dtype of e_i."""
+        return self.plan.regions.error_type(region.id)
+
+    def raised(self, kind: TensorType | None) -> TensorType | None:
+        """The type of an error at a value of this type."""
+        low = self.graph.autocast and kind is not None and kind.dtype in LOW
+        return TensorType(kind.shape, "float32") if low and kind is not None else kind
 
     def matrices_from(self, source: int) -> list[Matrix]:
         """The matrices that learn in place of the synapses that leave a region."""

@@ -75,7 +75,7 @@ def _closed_forms(state: Lowering, region: Region) -> tuple[list[Call], Deltas]:
         assert call is not None, item
         delta = _delta(state, item.parameter, region)
         args = _with_error(state, call.args, at[item.operator])
-        calls.append(Call(call.function, args, (), (delta,), (types[item.parameter],)))
+        calls.append(Call(call.function, args, call.kwargs, (delta,), (types[item.parameter],)))
         deltas.append((f"P[{item.parameter}]", delta))
     return calls, deltas
 
@@ -88,8 +88,8 @@ def _carried(state: Lowering, region: Region, over: str, value: str, error: str,
     if call.function == "rules.carry.same":
         return error
     result = state.namer.new(f"e{region.id}_{short(operator.target).strip('_')}")
-    kind = state.graph.types.get(value)
-    calls.append(Call(call.function, _with_error(state, call.args, error), (), (result,), (kind,)))
+    kind = state.raised(state.graph.types.get(value))
+    calls.append(Call(call.function, _with_error(state, call.args, error), call.kwargs, (result,), (kind,)))
     return result
 
 
@@ -109,8 +109,12 @@ def _local_derivatives(state: Lowering, region: Region) -> tuple[list[Call], Del
         fresh = isinstance(argument, Ref) and argument.name.startswith(FRESH)
         return Ref(argument.name.removeprefix(FRESH)) if fresh else state.renamed(argument)
 
-    made, found = local_derivatives(state.graph, region, state.errors[region.id], state.namer.new)
-    calls = [
+    error, unit = state.errors[region.id], ""
+    calls: list[Call] = []
+    if state.graph.is_low(region.post):
+        error, unit = _lowered(state, region, calls)
+    made, found = local_derivatives(state.graph, region, error, state.namer.new)
+    calls += [
         Call(call.function, emitted(call.args), emitted(call.kwargs),
              tuple(name.removeprefix(FRESH) for name in call.results), call.types, call.unpack)
         for call in made
@@ -119,13 +123,32 @@ def _local_derivatives(state: Lowering, region: Region) -> tuple[list[Call], Del
     types = {item.key: item.type for item in state.graph.parameters}
     for key, result in found.items():
         delta = _delta(state, key, region)
-        calls.append(Call("rules.carry.divided", (emitted(Ref(result)), Ref("B")), (), (delta,), (types[key],)))
+        total = emitted(Ref(result))
+        if unit:
+            calls.append(Call("rules.carry.divided", (total, Ref(unit)), (), (f"{delta}_sum",), (types[key],)))
+            total = Ref(f"{delta}_sum")
+        calls.append(Call("rules.carry.divided", (total, Ref("B")), (), (delta,), (types[key],)))
         deltas.append((f"P[{key}]", delta))
     zero = [key for key in region.parameters if key not in found]
     if zero:
         cause = f"the derivative by {zero[0]} is zero everywhere, as behind a step function"
         raise ModelError(Problem("RG303", cause, region.line or region.name))
     return calls, deltas
+
+
+def _lowered(state: Lowering, region: Region, calls: list[Call]) -> tuple[str, str]:
+    """e_i in the precision of z_i, by calls that are appended; returns its name, and that of the power of two by which
+    it was multiplied, or ""."""
+    kind, error, unit = state.graph.types[region.post], state.errors[region.id], ""
+    if kind.dtype == "float16":
+        unit, scaled = state.namer.new(f"unit{region.id}"), state.namer.new(f"e{region.id}_scaled")
+        args = (Ref(error), Ref("B"), region.units // region.features)
+        calls.append(Call("rules.precision.local_unit", args, (), (unit,), (TensorType((), "float32"),)))
+        calls.append(Call("rules.carry.scaled", (Ref(error), Ref(unit)), (), (scaled,), (state.type_of(region),)))
+        error = scaled
+    low = state.namer.new(f"e{region.id}_{kind.short}")
+    calls.append(Call("rules.layout.cast", (Ref(error), kind.dtype), (), (low,), (kind,)))
+    return low, unit
 
 
 def _delta(state: Lowering, key: str, region: Region) -> str:

@@ -59,7 +59,7 @@ def predicted_peak(program: StepProgram, batch: int) -> tuple[int, ...]:
     places = {key: device_of[lane] for key, lane in vars(module).get("PLACES", {}).items()}
     P = {item.key: held.base(_meta(item.type, batch), places.get(item.key, 0)) for item in graph.held}
     P.update({key: P[item.key] for item in graph.parameters for key in item.tied})
-    dtype = graph.types[graph.output].dtype
+    dtype = schedule.tasks.plan.regions.synapse_dtype
     E = {
         name: held.base(_meta(TensorType(tuple(shape), dtype), batch), device_of[lane])
         for name, (shape, _, lane) in module.SYNAPSES.items()

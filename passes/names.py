@@ -9,7 +9,7 @@ import builtins
 import keyword
 import re
 
-from reclra_graph.ir.operators import OPAQUE, OperatorGraph
+from reclra_graph.ir.operators import CAST, OPAQUE, OperatorGraph
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.rules.operators import short
 from reclra_graph.verify.program import AUTOGRAD
@@ -21,7 +21,7 @@ RESERVED = frozenset(
         "check", "check_inputs", "lane_device", "contextlib", "opaque",
         "opaque_vjp", "PLAN", "SYNAPSES", "INPUTS", "TARGETS", "LANES", "SMALLEST_BATCH", "Lanes", "aten", "math",
         "operator", "constants", "record", "wait", "lane", "self", "print", "device", "implicit", "implicit_key",
-        "settle", "SHARED", "beside", "BESIDE",
+        "settle", "SHARED", "beside", "BESIDE", "unit",
     }
 )  # fmt: skip
 
@@ -70,6 +70,13 @@ class Namer:
         return name
 
 
+def _cast_label(source: str, region: int) -> str:
+    """What a cast is a cast of: a value by its name, a parameter as W or b of its region."""
+    if not source.startswith("P["):
+        return source
+    return {"weight": "W", "bias": "b"}.get(source[2:-1].rpartition(".")[2], "p") + str(region)
+
+
 def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
     """Emitted name of every value: inputs, ``P[key]`` for parameters and buffers, ``B`` for the batch size."""
     graph: OperatorGraph = regions.graph
@@ -94,6 +101,9 @@ def value_names(regions: RegionGraph) -> tuple[dict[str, str], Namer]:
                 continue
             if operator.target == "aten.sym_size.int" and operator.size == "B":
                 names[name] = "B"
+                continue
+            if graph.autocast and operator.target == CAST and operator.type is not None:
+                names[name] = namer.new(f"{_cast_label(names[operator.reads[0]], region.id)}_{operator.type.short}")
                 continue
             label = _SHORT.get(short(operator.target), short(operator.target).strip("_"))
             if operator.target == "operator.getitem":

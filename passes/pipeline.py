@@ -19,6 +19,7 @@ from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.options import Options
+from reclra_graph.passes.autocast import autocast
 from reclra_graph.passes.capture import capture
 from reclra_graph.passes.costs import batch_size, device_costs, unit_costs
 from reclra_graph.passes.emit import emit
@@ -87,6 +88,9 @@ def compile_model(
     graph, constants = clock.run("capture", lambda: _captured(model, args, kwargs, options))
     regions = clock.run("partition", lambda: verify(partition(graph)))
     batch = batch_size(graph, args, kwargs)
+    if options.autocast is not None:
+        low, plain = options.autocast, regions
+        regions = clock.run("autocast", lambda: verify(autocast(plain, low, where.type, batch)))
 
     def priced(tasks: TaskGraph) -> TaskGraph:
         return profile(tasks, device, where) if options.profile else price(tasks, device)

@@ -24,6 +24,7 @@ from reclra_graph.ir.operators import Argument, DeviceArgument, Ref, TorchConsta
 from reclra_graph.ir.tasks import Call
 from reclra_graph.rules import rule
 from reclra_graph.rules.operators import STRIDE_BOUND
+from reclra_graph.rules.precision import unit
 
 _BINARY: dict[str, ast.operator] = {
     "add": ast.Add(), "sub": ast.Sub(), "mul": ast.Mult(), "truediv": ast.Div(), "div": ast.Div(),
@@ -94,6 +95,8 @@ def operator_call(target: str, args: list[ast.expr], kwargs: dict[str, ast.expr]
         return call(target, args, kwargs)
     if short in ("add", "sub", "mul", "div") and len(args) == 2 and not kwargs:
         return ast.BinOp(args[0], _BINARY[short], args[1])
+    if short == "_to_copy" and len(args) == 1 and set(kwargs) == {"dtype"}:
+        return call(ast.Attribute(args[0], "to", ast.Load()), [kwargs["dtype"]])
     if short == "neg":
         return ast.UnaryOp(ast.USub(), args[0])
     if short in _FUNCTIONAL and overload in ("default", "padding") and len(args) <= _FUNCTIONAL_LIMITS.get(short, 99):
@@ -122,7 +125,7 @@ def rule_lines(item: Call, read: Read, result: str) -> list[tuple[str, ast.expr]
             return tuple(symbolic(part) for part in value)
         return value
 
-    output = rule(item.function)(*(symbolic(value) for value in item.args))
+    output = rule(item.function)(*(symbolic(value) for value in item.args), **dict(item.kwargs))
     graph.output(output.node)
     written: dict[fx.Node, ast.expr] = {}
     lines: list[tuple[str, ast.expr]] = []
@@ -138,7 +141,7 @@ def rule_lines(item: Call, read: Read, result: str) -> list[tuple[str, ast.expr]
             expression = _node(node, written)
             if len(node.users) > 1 or sum(argument is node for user in node.users for argument in user.args) > 1:
                 helpers += 1
-                helper = f"{result}_{'abcdefgh'[helpers - 1]}"
+                helper = f"{result}_{'abcdefghijklmnopqrstuvwxyz'[helpers - 1]}"
                 lines.append((helper, expression))
                 expression = ast.Name(helper, ast.Load())
             written[node] = expression
@@ -169,6 +172,8 @@ def _node(node: fx.Node, written: dict[fx.Node, ast.expr]) -> ast.expr:
         if target is python_operator.neg:
             return ast.UnaryOp(ast.USub(), args[0])
         return operator_call(f"operator.{target.__name__}", args, kwargs)
+    if target is unit:
+        return call("unit", args, kwargs)  # a function of the emitted file's own
     written_name = _get_qualified_name(target).replace("torch.nn.functional.", "F.").replace("torch._C._nn.", "F.")
     return call(written_name, args, _without_defaults(target, node, kwargs))
 

@@ -68,9 +68,9 @@ def factored(state: Lowering, region: Region, item: Update, delta: str, kind: Te
     rest = tuple(state.renamed(argument) for argument in rule.args[1:])
     calls: list[Call] = []
 
-    def made(label: str, function: str, *args: Argument) -> Ref:
+    def made(label: str, function: str, *args: Argument, low: tuple[tuple[str, Argument], ...] = ()) -> Ref:
         result = state.namer.new(f"{label}{region.id}")
-        calls.append(Call(f"rules.factors.{function}", args, (), (result,), (None,)))
+        calls.append(Call(f"rules.factors.{function}", args, low, (result,), (None,)))
         return Ref(result)
 
     wide = way == SAMPLES
@@ -89,18 +89,19 @@ def factored(state: Lowering, region: Region, item: Update, delta: str, kind: Te
     x, rank = rest[0], len(region.shape) + 1
     if name == "layer_norm_scale":
         shape, eps = rest[3], rest[4]
-        x = made("x_hat", "normalised", x, shape, eps)
+        x = made("x_hat", "normalised", x, shape, eps, low=rule.kwargs)
         rest = (x, COUNT, rest[2], shape)
     if wide:
-        x = made("x_mixed", "mixed", s, x, source.shape, _sizes(state, rule))
+        x = made("x_mixed", "mixed", s, x, source.shape, _sizes(state, rule), low=rule.kwargs)
     elif way == POSITIONS:
-        x = made("x_mixed", "mixed_by_position", s, x)
+        x = made("x_mixed", "mixed_by_position", s, x, low=rule.kwargs)
     else:
-        x = made("x_mixed", "mixed_over_positions", s, x, source.shape, source.axis, rank)
+        x = made("x_mixed", "mixed_over_positions", s, x, source.shape, source.axis, rank, low=rule.kwargs)
     error = made("columns", "basis", synapse, region.shape if wide else (region.features,), *last)
-    function = "rules.updates.norm_scale" if name == "layer_norm_scale" else rule.function
+    scale = name == "layer_norm_scale"
+    function, low = ("rules.updates.norm_scale", ()) if scale else (rule.function, rule.kwargs)
     args = (x, *rest[1:]) if wide else (x, *_at_one_position(name, rest)[1:])
-    calls.append(Call(function, (error, *args), (), (delta,), (kind,)))
+    calls.append(Call(function, (error, *args), low, (delta,), (kind,)))
     return calls
 
 

@@ -31,7 +31,7 @@ def displaced(plan: WiringPlan, edge: Edge, e: str, result: str, kind: TensorTyp
         args = (*args, source.axis, target.axis)
     elif edge.form == "dense" and plan.rows_by_position(target):
         args = (*args, True)
-    return Call(name, args, (), (result,), (kind,))
+    return Call(name, args, () if edge.form == "implicit" else _low(plan), (result,), (kind,))
 
 
 def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str) -> Call:
@@ -54,20 +54,20 @@ def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str
         args = (Ref(d), Ref(e), synapse, *rate, *rest)
     elif edge.form == "token":
         args = (*args, source.axis, target.axis)
-    return Call(name, args, (), (delta,), (TensorType(shape, dtype),))
+    return Call(name, args, _low(plan), (delta,), (TensorType(shape, dtype),))
 
 
 def sent_on(plan: WiringPlan, matrix: Matrix, e: str, result: str, kind: TensorType | None) -> Call:
     """M_j e_j, which all edges of one matrix send on."""
     args = (Ref(e), Ref(f"E[{matrix.name}]"), plan.regions.regions[matrix.source].shape, (matrix.units,))
-    return Call("rules.synapse.dense_displace", args, (), (result,), (kind,))
+    return Call("rules.synapse.dense_displace", args, _low(plan), (result,), (kind,))
 
 
 def matrix_learned(plan: WiringPlan, matrix: Matrix, e: str, sent: str, delta: str, dtype: str) -> Call:
     """γ M_j e eᵀ, Eq. 6 for all edges of one matrix."""
     args = (Ref(sent), Ref(e), *_rate(plan), plan.regions.regions[matrix.source].shape, matrix.runs)
     kind = TensorType((matrix.units, matrix.units), dtype)
-    return Call("rules.synapse.matrix_eq6", args, (), (delta,), (kind,))
+    return Call("rules.synapse.matrix_eq6", args, _low(plan), (delta,), (kind,))
 
 
 def _arguments(*items: Argument) -> tuple[Argument, ...]:
@@ -76,6 +76,12 @@ def _arguments(*items: Argument) -> tuple[Argument, ...]:
 
 def _rate(plan: WiringPlan) -> tuple[Argument, ...]:
     return Ref("gamma"), Ref("B"), plan.rates.sign == "descend"
+
+
+def _low(plan: WiringPlan) -> tuple[tuple[str, Argument], ...]:
+    """The precision of products, as a keyword argument of rules."""
+    low = plan.regions.graph.autocast
+    return (("low", low),) if low else ()
 
 
 def _convolution(plan: WiringPlan, edge: Edge) -> Convolution:

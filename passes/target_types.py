@@ -12,7 +12,7 @@ def target_types(plan: WiringPlan) -> dict[str, tuple[tuple[Dim, ...], str, int,
     found: dict[str, tuple[tuple[Dim, ...], str, int, int | None]] = {}
     for item, number in zip(plan.losses, plan.regions.outputs, strict=True):
         region = plan.regions.regions[number]
-        kind = plan.regions.graph.types[region.post]
+        kind = plan.regions.error_type(number)
         label = item.label if len(plan.losses) > 1 else ""
         if not item.classes:
             found[label] = (kind.shape, kind.dtype, -1 if item.kind == "bce-with-logits" else 0, None)

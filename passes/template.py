@@ -230,6 +230,15 @@ def implicit(e, key, shape, tile=None):
 
 '''
 
+UNIT = '''
+def unit(v, terms=1):
+    """The power of two that brings v to magnitudes of at most 1, and to less where a sum of so many terms would leave
+    the range of float16. Products of errors are divided by it again, in float32: nothing vanishes or overflows."""
+    size = (v.abs().amax().float() * (1 + terms / 2**15)).clamp(min=2.0**-60)
+    return torch.frexp(size)[0] / size
+
+'''
+
 CHECK_CLASSES = """    for label, (_, _, classes, ignored) in TARGETS.items():
         if classes > 0 and targets[label].device.type == "cpu":
             counted = targets[label] if ignored is None else targets[label][targets[label] != ignored]

@@ -63,6 +63,7 @@ def compile(  # named as torch.compile is
     overlap_steps: bool = False,
     without: Sequence[str] = (),
     memory_format: str = "auto",
+    autocast: str | None = None,
     device: str = "unit",
     profile: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -101,6 +102,8 @@ def compile(  # named as torch.compile is
     without: optimisations to leave out, of ``reclra_graph.options.OPTIMISATIONS``; the step learns the same.
     memory_format: "contiguous" or "channels_last", the format of images in which the step shall be fastest (the rows of
         dense synapses follow it; any format gives the same numbers); "auto": that of the example inputs.
+    autocast: "bfloat16" or "float16": products are computed in it, as torch.autocast has it on the device that the model
+        is on, while parameters, synapses, errors and what the optimiser remembers stay float32.
     device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
         (docs/architecture.md), or "unit", the paper's unit-cost model. profile: measure costs on the model's own device
         instead; what was measured is kept in the user's cache folder.
@@ -118,7 +121,7 @@ def compile(  # named as torch.compile is
         eps=eps, weight_decay=weight_decay, update=update, strict=strict, seed=seed,
         synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, micro_batches=micro_batches,
         placement=placement, overlap_steps=overlap_steps, without=without,
-        memory_format=memory_format, device=device, profile=profile,
+        memory_format=memory_format, autocast=autocast, device=device, profile=profile,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)

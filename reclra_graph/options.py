@@ -19,6 +19,7 @@ FRONTENDS = ("auto", "export", "record")
 OPTIMIZERS = ("sgd", "momentum", "adamw")
 UPDATES = ("analytic", "local_vjp")
 PLACEMENTS = ("auto", "pipeline")
+AUTOCASTS = ("bfloat16", "float16")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
 OPTIMISATIONS = ("straight", "factors", "shared")
 """What makes a step faster and can be left out: errors of regions without an activation made at once (``straight``),
@@ -85,7 +86,8 @@ class Options:
     GPU regions of its own, and their part of the forward pass; "auto" does so where there are several micro-batches or
     overlapping steps. overlap_steps: let a step begin in regions that the one before has updated. without: names of
     OPTIMISATIONS to leave out. memory_format: of images and maps, which dense synapses follow; "auto" that of the
-    example inputs.
+    example inputs. autocast: the dtype of products, one of AUTOCASTS; parameters, synapses, errors and what the optimiser
+    remembers stay float32. None: everything has the dtype that the model has.
     """
 
     gpus: int = 1
@@ -125,6 +127,7 @@ class Options:
     overlap_steps: bool = False
     without: tuple[str, ...] = ()
     memory_format: str = "auto"
+    autocast: str | None = None
 
     @property
     def placed(self) -> bool:
@@ -169,6 +172,7 @@ class Options:
             ("norm", self.norm, (1, 2)),
             ("placement", self.placement, PLACEMENTS),
             ("memory_format", self.memory_format, MEMORY_FORMATS),
+            *((("autocast", self.autocast, AUTOCASTS),) if self.autocast is not None else ()),
             *(("without", item, OPTIMISATIONS) for item in self.without),
         ):
             if value not in allowed or isinstance(value, bool):

@@ -23,7 +23,7 @@ from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, Loss, WiringPlan
 from reclra_graph.options import rank_of
-from reclra_graph.rules import discrepancy, implicit, layout, loss, rule, synapse, target
+from reclra_graph.rules import discrepancy, implicit, layout, loss, precision, rule, synapse, target
 from reclra_graph.rules.forms import Convolution, convolution, what_learns
 from reclra_graph.rules.operators import apply_chain, function, resolve
 from reclra_graph.rules.table import carry, update
@@ -72,6 +72,7 @@ class _Step:
         self.modules = modules
         self.plan, self.parameters, self.synapses, self.y = plan, parameters, synapses, y
         self.graph, self.regions = plan.regions.graph, plan.regions.regions
+        self.low = self.graph.autocast or None
         self.batch = next(
             value.shape[0]
             for item, value in zip(self.graph.inputs, inputs, strict=True)
@@ -119,7 +120,7 @@ class _Step:
 
     def _loss(self, z: Tensor, y: Tensor, output: Region, kind: Loss) -> tuple[Tensor, Tensor]:
         place = (output.layout.dim, output.layout.before, output.layout.after)
-        z = layout.to_samples(z, *place)
+        z = layout.to_samples(z.to(self._dtype(output.id)), *place)
         if y.dim() > 1:
             y = layout.to_samples(y, *place)
         if kind.classes:
@@ -133,25 +134,32 @@ class _Step:
             value, error = loss.bce_with_logits(z, y), loss.bce_with_logits_error(z, y)
         return value, layout.from_samples(error, *place)
 
+    def _dtype(self, number: int) -> torch.dtype:
+        """The dtype of a region's error."""
+        found: torch.dtype = getattr(torch, self.plan.regions.error_type(number).dtype)
+        return found
+
     def align(self, source: Region) -> None:
         """The recursion of Algorithm 1: send the error of one region on; a region that has heard from all that send to
         it computes its own error, learns, and sends on in turn."""
         rates = self.plan.rates
         e = layout.to_samples(self.errors[source.id], source.layout.dim, source.layout.before, source.layout.after)
-        e = e.to(self.values[self.regions[self.plan.regions.output].post].dtype)
+        e = e.to(self._dtype(self.plan.regions.output))
         for edge in self.plan.outgoing.get(source.id, ()):
             region = self.regions[edge.target]
             sent = self._sent(edge, e, source, region)
             if edge.rule == "eq6":
                 self._synapse(edge, sent, e, source, region)
             d = layout.from_samples(sent, region.layout.dim, region.layout.before, region.layout.after)
-            d = d.to(self.values[region.pre].dtype)
+            d = d.to(self._dtype(region.id))
             self.displacements.setdefault(region.id, []).append(d)
             if len(self.displacements[region.id]) < len(self.plan.incoming[region.id]):
                 continue
             h, z = self.values[region.pre], self.values[region.post]
             total = target.total(*self.displacements[region.id])
             y = target.target(h, total, rates.beta, self._phi(region))
+            if self.graph.is_low(region.post):
+                z = target.representation(h, self._phi(region))
             error = discrepancy.mismatch(z, y, rates.norm, rates.kappa_of(region.id))
             self.errors[region.id] = discrepancy.gained(error, rates.beta) if rates.gain else error
             self.learn(region)
@@ -172,7 +180,7 @@ class _Step:
         """d over one edge (Eq. 3)."""
         if rank_of(edge.form):
             whole = self.synapses[f"{edge.synapse}.A"] @ self.synapses[f"{edge.synapse}.B"]
-            return synapse.dense_displace(e, whole, source.shape, region.shape)
+            return synapse.dense_displace(e, whole, source.shape, region.shape, low=self.low)
         weights = self.synapses[edge.synapse]
         if edge.form == "implicit":
             whole = implicit.matrix(weights, region.units, source.units, e.dtype)
@@ -182,10 +190,10 @@ class _Step:
         if edge.form == "conv":
             form = self._convolution(edge)
             rest = (form.stride, form.padding, form.output_padding, form.dilation, form.groups)
-            return synapse.conv_displace(e, weights, *rest)
+            return synapse.conv_displace(e, weights, *rest, low=self.low)
         displace = getattr(synapse, f"{edge.form}_displace")
         axes = self._places(edge, source, region)
-        found: Tensor = displace(e, weights, source.shape, region.shape, *axes)
+        found: Tensor = displace(e, weights, source.shape, region.shape, *axes, low=self.low)
         return found
 
     def _places(self, edge: Edge, source: Region, region: Region) -> tuple[Any, ...]:
@@ -206,20 +214,20 @@ class _Step:
         if edge.form == "implicit" and name in self.moved:
             return  # another edge has brought the change that all share
         if edge.form == "implicit" or rank_of(edge.form):
-            delta = synapse.dense_eq6_few(self.synapses[name], e, *rate, source.shape)
+            delta = synapse.dense_eq6_few(self.synapses[name], e, *rate, source.shape, low=self.low)
             if edge.form == "implicit":
                 delta = delta * self.plan.matrix_of[edge.name].runs
         elif edge.form == "conv":
             form = self._convolution(edge)
             delta = synapse.conv_eq6(
                 d, e, self.synapses[name], *rate, prod(source.shape[1:]), form.stride, form.padding, form.dilation,
-                form.groups,
+                form.groups, low=self.low,
             )  # fmt: skip
         else:
             learn = getattr(synapse, f"{edge.form}_eq6")
             first = d if edge.form == "dense" else self.synapses[name]
             axes = self._places(edge, source, region)
-            delta = learn(first, e, *rate, source.shape, region.shape, *axes)
+            delta = learn(first, e, *rate, source.shape, region.shape, *axes, low=self.low)
         change = delta * (-rates.lr if rates.sign == "descend" else rates.lr)
         held = self.moved.get(name)
         self.moved[name] = change if held is None else held + change
@@ -272,9 +280,13 @@ class _Step:
         with torch.enable_grad():
             leaves = [self.values[name].detach().requires_grad_() for name in moving]
             result = forward(*leaves)
-        found = torch.autograd.grad(result, leaves, self.errors[region.id], allow_unused=True)
+        error, unit = self.errors[region.id], torch.ones(())
+        if result.dtype == torch.float16 and self.low:
+            unit = precision.local_unit(error, self.batch, region.units // region.features)
+        error = (error * unit).to(result.dtype)
+        found = torch.autograd.grad(result, leaves, error, allow_unused=True)
         return {
-            key: torch.zeros_like(leaf) if delta is None else delta / self.batch
+            key: torch.zeros_like(leaf) if delta is None else delta / unit / self.batch
             for key, leaf, delta in zip(moving.values(), leaves, found, strict=True)
         }
 
@@ -308,5 +320,5 @@ class _Step:
                 return values[argument.name]
             return tuple(given(item) for item in argument) if isinstance(argument, tuple) else argument
 
-        result: Tensor = rule(call.function)(*(given(item) for item in call.args))
+        result: Tensor = rule(call.function)(*(given(item) for item in call.args), **dict(call.kwargs))
         return result

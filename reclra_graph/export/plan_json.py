@@ -62,6 +62,7 @@ def plan_value(program: StepProgram) -> dict[str, Json]:
         "synapse_budget": plan.budget or None,
         "synapse_bytes": plan.synapse_bytes,
         "memory_format": plan.memory_format,
+        "autocast": graph.autocast or None,
         "rates": _rates(plan.rates),
         "regions": [_region(plan, region) for region in plan.regions.regions],
         "edges": [_edge(edge) for edge in plan.edges],

@@ -27,8 +27,10 @@ class TensorType:
     shape: tuple[Dim, ...]
     dtype: str = "float32"
 
-    def __str__(self) -> str:
-        short = {
+    @property
+    def short(self) -> str:
+        """The dtype in a few letters: ``"f32"``."""
+        known = {
             "float32": "f32",
             "float64": "f64",
             "float16": "f16",
@@ -36,7 +38,10 @@ class TensorType:
             "int64": "i64",
             "int32": "i32",
         }
-        return f"{short.get(self.dtype, self.dtype)}[{', '.join(str(size) for size in self.shape)}]"
+        return known.get(self.dtype, self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.short}[{', '.join(str(size) for size in self.shape)}]"
 
 
 @register
@@ -62,6 +67,12 @@ class DeviceArgument:
 
 
 Argument: TypeAlias = "Ref | TorchConstant | DeviceArgument | int | float | bool | str | None | tuple[Argument, ...]"
+
+
+CAST = "aten._to_copy.default"
+"""Target of an operator that brings a value into another dtype."""
+LOW = ("bfloat16", "float16")
+"""Dtypes that autocast computes products in."""
 
 
 def references(argument: Argument | tuple[tuple[str, Argument], ...]) -> tuple[str, ...]:
@@ -176,6 +187,8 @@ class OperatorGraph:
     """(path, class) of every sub-module, in ``named_modules()`` order: where blocks are found."""
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    autocast: str = ""
+    """The dtype of products, "bfloat16" or "float16", where casts were put in (``passes.autocast``); or ""."""
 
     @cached_property
     def output(self) -> str:
@@ -222,6 +235,20 @@ class OperatorGraph:
     def parameter_names(self) -> frozenset[str]:
         """Value names of all parameters."""
         return frozenset(item.name for item in self.parameters)
+
+    def is_low(self, name: str) -> bool:
+        """Whether a value has fewer digits than the float32 that errors are computed in."""
+        return bool(self.autocast) and name in self.types and self.types[name].dtype in LOW
+
+    def cast_from(self, name: str) -> tuple[str, ...]:
+        """A value, and under autocast the values of other floating-point dtypes that casts made it of, nearest first."""
+        found = [name]
+        while self.autocast and name in self.by_name and self.by_name[name].target == CAST:
+            name = self.by_name[name].reads[0]
+            if name not in self.types or "float" not in self.types[name].dtype + self.types[found[-1]].dtype:
+                break
+            found.append(name)
+        return tuple(found)
 
     @cached_property
     def derived(self) -> dict[str, frozenset[str]]:

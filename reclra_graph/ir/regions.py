@@ -7,7 +7,7 @@ from functools import cached_property
 from math import prod
 
 from reclra_graph.ir.layouts import BATCH_FIRST, Layout
-from reclra_graph.ir.operators import OperatorGraph
+from reclra_graph.ir.operators import OperatorGraph, TensorType
 from reclra_graph.ir.text import digest, register
 
 LOCAL = "local_vjp"
@@ -95,6 +95,18 @@ class RegionGraph:
     regions: tuple[Region, ...]
     outputs: tuple[int, ...]
     frozen: tuple[tuple[str, str], ...] = ()
+
+    def error_type(self, number: int) -> TensorType:
+        """Shape of z_i and dtype of e_i, d_i and y_i: z_i's own, but float32 where autocast leaves z_i fewer digits. A
+        displacement can be smaller than the last digit of h_i, and would be lost there."""
+        post = self.regions[number].post
+        kind = self.graph.types[post]
+        return TensorType(kind.shape, "float32") if self.graph.is_low(post) else kind
+
+    @property
+    def synapse_dtype(self) -> str:
+        """The dtype of all error synapses: that of the first output's error."""
+        return self.error_type(self.output).dtype
 
     @property
     def output(self) -> int:

@@ -77,7 +77,7 @@ def dense_matrix(edge: Edge) -> Matrix:
 
 def matrix_bytes(regions: RegionGraph, matrix: Matrix) -> int:
     """What a matrix M_j takes: synapses have the dtype of the first output."""
-    dtype = regions.graph.types[regions.regions[regions.output].post].dtype
+    dtype = regions.synapse_dtype
     return matrix.units**2 * (8 if dtype == "float64" else 4)
 
 

@@ -22,6 +22,7 @@ def rule(name: str) -> Callable[..., Any]:
         "layout",
         "loss",
         "micro",
+        "precision",
         "synapse",
         "target",
         "updates",

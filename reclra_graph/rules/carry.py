@@ -3,7 +3,8 @@
 Only operators that are linear in that input are here, by their exact adjoint (a max-pool selects, a dropout masks:
 given what they selected, they are linear), and normalisations, over which the error passes as it is: Eq. 5 has no φ′,
 and a norm is part of what stands between weights and error neurons. Where none of this applies, a region's error
-neurons are placed right at the parametrised operator instead.
+neurons are placed right at the parametrised operator instead. ``low``: the precision of x, where it is not the error's
+(``rules.precision``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from reclra_graph.rules.precision import Low, raised
 
 
 def same(e: Tensor) -> Tensor:
@@ -66,27 +69,28 @@ def masked(e: Tensor, mask: Tensor, keep: float) -> Tensor:
 
 def avg_pooled(
     e: Tensor, x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...],
-    ceil_mode: bool, count_include_pad: bool, divisor: int | None,
+    ceil_mode: bool, count_include_pad: bool, divisor: int | None, low: Low = None,
 ) -> Tensor:  # fmt: skip
     """Over a 2-D average pooling: every input of a window gets its share. e: [B, C, h, w], x: [B, C, H, W]."""
     result: Any = torch.ops.aten.avg_pool2d_backward.default(
-        e, x, list(kernel), list(stride), list(padding), ceil_mode, count_include_pad, divisor
+        e, raised(x, low), list(kernel), list(stride), list(padding), ceil_mode, count_include_pad, divisor
     )
     return result  # type: ignore[no-any-return]
 
 
-def adaptive_avg_pooled(e: Tensor, x: Tensor) -> Tensor:
+def adaptive_avg_pooled(e: Tensor, x: Tensor, low: Low = None) -> Tensor:
     """Over a 2-D adaptive average pooling. e: [B, C, h, w], x: [B, C, H, W]."""
-    result: Any = torch.ops.aten._adaptive_avg_pool2d_backward.default(e, x)
+    result: Any = torch.ops.aten._adaptive_avg_pool2d_backward.default(e, raised(x, low))
     return result  # type: ignore[no-any-return]
 
 
 def max_pooled(
     e: Tensor, x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...],
-    dilation: tuple[int, ...], ceil_mode: bool,
+    dilation: tuple[int, ...], ceil_mode: bool, low: Low = None,
 ) -> Tensor:  # fmt: skip
     """Over a 2-D max pooling: to the input that was selected. e: [B, C, h, w], x: [B, C, H, W]."""
     window = (list(kernel), list(stride), list(padding), list(dilation), ceil_mode)
+    x = raised(x, low)
     chosen: Any = torch.ops.aten.max_pool2d_with_indices.default(x, *window)
     result: Any = torch.ops.aten.max_pool2d_with_indices_backward.default(e, x, *window, chosen[1])
     return result  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reclra_graph.rules.precision import Low, matmul, raised
 from reclra_graph.rules.synapse import Shape, flat, mean_over_positions, placed
 
 
@@ -25,20 +26,22 @@ def basis(synapse: Tensor, target: Shape, last: bool = False) -> Tensor:
     return placed(synapse.T, target, last)
 
 
-def mixed(s: Tensor, x: Tensor, source: Shape, sizes: Shape) -> Tensor:
+def mixed(s: Tensor, x: Tensor, source: Shape, sizes: Shape, low: Low = None) -> Tensor:
     """Σ_b s[b, k] x[b]. s: [B, *source], with K units; x: [B, *sizes]; returns [K, *sizes]."""
-    found = flat(s, source).T @ flat(x, sizes)
+    found = matmul(flat(s, source).T, flat(x, sizes), low)
     return found if len(sizes) == 1 else found.reshape(-1, *sizes)
 
 
-def mixed_by_position(s: Tensor, x: Tensor) -> Tensor:
+def mixed_by_position(s: Tensor, x: Tensor, low: Low = None) -> Tensor:
     """Σ_{b, t} s[b, t, k] x[b, t]. s: [B, …, K], x: [B, …, I] at the same positions; returns [K, I]."""
-    return s.flatten(0, -2).T @ x.flatten(0, -2)
+    return matmul(s.flatten(0, -2).T, x.flatten(0, -2), low)
 
 
-def mixed_over_positions(s: Tensor, x: Tensor, source: Shape, axis: int, rank: int) -> Tensor:
+def mixed_over_positions(s: Tensor, x: Tensor, source: Shape, axis: int, rank: int, low: Low = None) -> Tensor:
     """Σ_b s̄[b, k] Σ_t x[b, t], s̄ the mean over the source's positions. x: [B, …, I]; returns [K, I]."""
-    return mean_over_positions(s, source, axis).T @ x.sum(tuple(range(1, rank - 1)))
+    places = tuple(range(1, rank - 1))
+    found = x.sum(places) if low is None else x.sum(places, dtype=torch.float32)
+    return matmul(mean_over_positions(s, source, axis).T, found, low)
 
 
 def sent(s: Tensor, synapse: Tensor, source: Shape, target: Shape, last: bool = False) -> Tensor:
@@ -56,7 +59,7 @@ def sent_over_positions(s: Tensor, synapse: Tensor, source: Shape, axis: int, po
     return positions * (mean_over_positions(s, source, axis).sum(0) @ synapse.T).unsqueeze(0)
 
 
-def normalised(x: Tensor, shape: Shape, eps: float) -> Tensor:
+def normalised(x: Tensor, shape: Shape, eps: float, low: Low = None) -> Tensor:
     """x̂ of a layer norm, over the last ``len(shape)`` dimensions."""
-    normal: Tensor = torch.ops.aten.layer_norm.default(x, list(shape), None, None, eps)
+    normal: Tensor = torch.ops.aten.layer_norm.default(raised(x, low), list(shape), None, None, eps)
     return normal

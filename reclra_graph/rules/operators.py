@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from reclra_graph.ir.operators import Argument, DeviceArgument, Operator, Ref, TorchConstant
+from reclra_graph.ir.operators import Argument, DeviceArgument, Operator, OperatorGraph, Ref, TorchConstant
+from reclra_graph.ir.regions import Region
 
 # Pointwise operators that are linear in their one tensor: errors pass through them exactly (rules.carry), so they
 # belong to the pre-activation and are no non-linearity.
@@ -40,6 +41,9 @@ _ALWAYS_POINTWISE = {
 # what was a view of the example's values may need a copy of others.
 STRIDE_BOUND = ("aten.view.default", "aten._unsafe_view.default")
 
+
+_PICKING = {"relu", "sign", "neg", "abs"}
+"""Pointwise operators whose result is 0, 1, or what they are given, but for its sign."""
 
 STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "gt", "ge", "lt", "le", "eq", "ne"}
 """Step functions: their derivative is zero everywhere."""
@@ -106,6 +110,11 @@ def is_activation(operator: Operator) -> bool:
     if name == "pow" or name not in _LINEAR:
         return _pointwise(operator.target)
     return False
+
+
+def is_exact(region: Region, graph: OperatorGraph) -> bool:
+    """Whether φ_i rounds nothing: of an h_i with few digits, z_i has all of float32's."""
+    return all(short(graph.by_name[name].target) in _PICKING for name in region.activation)
 
 
 def resolve(argument: Argument, values: dict[str, Any], device: torch.device | None = None) -> Any:

@@ -13,6 +13,7 @@ token), the error's mean over its positions is sent to all positions alike.
 
 A ``lowrank`` E is A B, A [units of target, r] and B [r, units of source]; only B learns. A ``conv`` E has the shape of
 the weight of the convolution that leads from the target to the source; it sends by the transposed convolution.
+``low`` is the precision of products (``rules.precision``).
 ``implicit`` synapses stand in ``rules.implicit``; what they learn is a matrix M_j, [units of source, units of source].
 """
 
@@ -21,9 +22,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from reclra_graph.rules.precision import Low, conv_transpose, conv_weight, matmul
 
 Shape = tuple[int, ...]
 
@@ -47,9 +49,11 @@ def placed(d: Tensor, shape: Shape, last: bool) -> Tensor:
     return d if len(shape) == 1 else d.reshape(-1, *shape)
 
 
-def dense_displace(e: Tensor, synapse: Tensor, source: Shape, target: Shape, last: bool = False) -> Tensor:
+def dense_displace(
+    e: Tensor, synapse: Tensor, source: Shape, target: Shape, last: bool = False, low: Low = None
+) -> Tensor:
     """d_i = E_{j→i} e_j (Eq. 3). e: [B, *source]; returns [B, *target]."""
-    return placed(flat(e, source) @ synapse.T, target, last)
+    return placed(matmul(flat(e, source), synapse.T, low), target, last)
 
 
 def _rate(gamma: float, samples: int, descend: bool) -> float:
@@ -58,50 +62,70 @@ def _rate(gamma: float, samples: int, descend: bool) -> float:
 
 
 def dense_eq6(
-    d: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape, last: bool = False
+    d: Tensor,
+    e: Tensor,
+    gamma: float,
+    batch: int,
+    descend: bool,
+    source: Shape,
+    target: Shape,
+    last: bool = False,
+    low: Low = None,
 ) -> Tensor:
     """γ d_i e_jᵀ, mean over the batch: −ΔE of Eq. 6, the direction that descends D when it is subtracted from E."""
-    return _rate(gamma, batch, descend) * (rows(d, target, last).T @ flat(e, source))
+    return _rate(gamma, batch, descend) * matmul(rows(d, target, last).T, flat(e, source), low)
 
 
-def dense_eq6_few(synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape) -> Tensor:
+def dense_eq6_few(
+    synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, low: Low = None
+) -> Tensor:
     """The same as γ E (e_j e_jᵀ), since d_i = E e_j: far less work where the source has few units."""
     e = flat(e, source)
-    return _rate(gamma, batch, descend) * (synapse @ (e.T @ e))
+    return _rate(gamma, batch, descend) * matmul(synapse, e.T @ e, low)
 
 
-def lowrank_displace(e: Tensor, left: Tensor, right: Tensor, source: Shape, target: Shape) -> Tensor:
+def lowrank_displace(e: Tensor, left: Tensor, right: Tensor, source: Shape, target: Shape, low: Low = None) -> Tensor:
     """d_i = A (B e_j): ``dense_displace`` with E = A B, left A and right B."""
-    d = flat(e, source) @ right.T @ left.T
+    d = matmul(matmul(flat(e, source), right.T, low), left.T, low)
     return d if len(target) == 1 else d.reshape(-1, *target)
 
 
-def lowrank_eq6(right: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape) -> Tensor:
+def lowrank_eq6(
+    right: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, low: Low = None
+) -> Tensor:
     """γ B (e_j e_jᵀ) for B alone: E = A B then moves by γ A B e eᵀ = γ E e eᵀ, which is Eq. 6 of a dense E."""
     e = flat(e, source)
-    return _rate(gamma, batch, descend) * ((e @ right.T).T @ e)
+    return _rate(gamma, batch, descend) * matmul(matmul(e, right.T, low).T, e, low)
 
 
-def matrix_eq6(sent: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, runs: int) -> Tensor:
+def matrix_eq6(
+    sent: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, runs: int, low: Low = None
+) -> Tensor:
     """γ M_j (e_j e_jᵀ), with ``sent`` = M_j e_j: then E(0) M_j moves as a dense E does. Of a synapse that is used
     ``runs`` times in a step, as by a layer that runs so often, the changes add up."""
-    delta = _rate(gamma, batch, descend) * (sent.T @ flat(e, source))
+    delta = _rate(gamma, batch, descend) * matmul(sent.T, flat(e, source), low)
     return delta if runs == 1 else runs * delta
 
 
 def conv_displace(
-    e: Tensor, synapse: Tensor, stride: Shape, padding: Shape, output_padding: Shape, dilation: Shape, groups: int
+    e: Tensor,
+    synapse: Tensor,
+    stride: Shape,
+    padding: Shape,
+    output_padding: Shape,
+    dilation: Shape,
+    groups: int,
+    low: Low = None,
 ) -> Tensor:
     """d_i = E_{j→i} e_j, E the transposed convolution. e: [B, channels of source, …]; synapse: [channels of source,
     channels of target / groups, *kernel]; returns [B, channels of target, …]."""
     transposed: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
-    d: Tensor = transposed(e, synapse, None, stride, padding, output_padding, groups, dilation)
-    return d
+    return conv_transpose(transposed, e, synapse, stride, padding, output_padding, groups, dilation, low)
 
 
 def conv_eq6(
     d: Tensor, e: Tensor, synapse: Tensor, gamma: float, batch: int, descend: bool, positions: int, stride: Shape,
-    padding: Shape, dilation: Shape, groups: int,
+    padding: Shape, dilation: Shape, groups: int, low: Low = None,
 ) -> Tensor:  # fmt: skip
     """γ d_i e_jᵀ on the entries that a shared E has, mean over the batch and over the positions of the source.
 
@@ -109,12 +133,8 @@ def conv_eq6(
     ⟨d, E e⟩ by it. Since ⟨d, E e⟩ = ⟨conv(d), e⟩, that is the weight gradient of the convolution itself, d being its
     input and e the cotangent. Of ``synapse`` only the shape is read.
     """
-    grads: Any = torch.ops.aten.convolution_backward.default(
-        e, d, synapse, None, list(stride), list(padding), list(dilation), False, [0] * len(stride), groups,
-        [False, True, False],
-    )  # fmt: skip
-    delta: Tensor = _rate(gamma, batch * positions, descend) * grads[1]
-    return delta
+    delta = conv_weight(e, d, synapse, stride, padding, dilation, False, (0,) * len(stride), groups, low)
+    return _rate(gamma, batch * positions, descend) * delta
 
 
 def features(shape: Shape, axis: int) -> int:
@@ -180,20 +200,26 @@ def _columns(e: Tensor, axis: int, sizes: Shape) -> Tensor:
 
 
 def token_displace(
-    e: Tensor, synapse: Tensor, source: Shape, target: Shape, source_axis: int = -1, target_axis: int = -1
+    e: Tensor,
+    synapse: Tensor,
+    source: Shape,
+    target: Shape,
+    source_axis: int = -1,
+    target_axis: int = -1,
+    low: Low = None,
 ) -> Tensor:
     """d_i = E_{j→i} e_j at every position. e: [B, *source]; returns [B, *target], a view where d repeats."""
     there = places(target, target_axis)
     sizes = grid(places(source, source_axis), there)
     if not sizes:
-        return _everywhere(mean_over_positions(e, source, source_axis) @ synapse.T, target, target_axis)
+        return _everywhere(matmul(mean_over_positions(e, source, source_axis), synapse.T, low), target, target_axis)
     e, axis = _pooled(e, source, source_axis, sizes)
     repeats = len(sizes) == len(there) and sizes != there
     if target_axis == -1 and not repeats:
-        d = (e if axis == -1 else _columns(e, axis, sizes).mT) @ synapse.T
+        d = matmul(e if axis == -1 else _columns(e, axis, sizes).mT, synapse.T, low)
         done = sizes == there if axis == -1 else len(there) == 1
         return d if done else d.reshape(-1, *target)
-    d = synapse @ _columns(e, axis, sizes)
+    d = matmul(synapse, _columns(e, axis, sizes), low)
     if not repeats:
         return d if len(there) == 1 else d.reshape(-1, *target)
     if len(sizes) > 1:
@@ -204,7 +230,7 @@ def token_displace(
 
 def token_eq6(
     synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape,
-    source_axis: int = -1, target_axis: int = -1,
+    source_axis: int = -1, target_axis: int = -1, low: Low = None,
 ) -> Tensor:  # fmt: skip
     """γ d_i e_jᵀ of a shared E, mean over the batch and over the positions where it is applied.
 
@@ -218,16 +244,18 @@ def token_eq6(
         e = (e if axis == -1 else _columns(e, axis, sizes).mT).flatten(0, -2)
     else:
         e = mean_over_positions(e, source, source_axis)
-    return rate * (synapse @ (e.T @ e)) if few else rate * ((e @ synapse.T).T @ e)
+    if few:
+        return rate * matmul(synapse, matmul(e.T, e, low), low)
+    return rate * matmul(matmul(e, synapse.T, low).T, e, low)
 
 
-def channel_displace(e: Tensor, synapse: Tensor, source: Shape, target: Shape) -> Tensor:
+def channel_displace(e: Tensor, synapse: Tensor, source: Shape, target: Shape, low: Low = None) -> Tensor:
     """``token_displace`` between features that stand first. e: [B, *source]; returns [B, *target]."""
-    return token_displace(e, synapse, source, target, 0, 0)
+    return token_displace(e, synapse, source, target, 0, 0, low)
 
 
 def channel_eq6(
-    synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape
+    synapse: Tensor, e: Tensor, gamma: float, batch: int, descend: bool, source: Shape, target: Shape, low: Low = None
 ) -> Tensor:
     """``token_eq6`` between features that stand first."""
-    return token_eq6(synapse, e, gamma, batch, descend, source, target, 0, 0)
+    return token_eq6(synapse, e, gamma, batch, descend, source, target, 0, 0, low)

@@ -7,6 +7,7 @@ before the operator (carry), or the parameter has no analytic rule (update).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from reclra_graph.ir.operators import Argument, Operator, OperatorGraph, Ref
@@ -31,6 +32,15 @@ _CONVOLUTIONS = {
     "conv_transpose2d",
     "conv_transpose3d",
 }
+_LOW_INPUT = {
+    f"rules.{name}"
+    for name in (
+        "updates.linear_weight", "updates.matmul_weight", "updates.conv_weight", "updates.batch_norm_scale",
+        "updates.layer_norm_scale", "updates.group_norm_scale", "carry.avg_pooled", "carry.adaptive_avg_pooled",
+        "carry.max_pooled",
+    )
+}  # fmt: skip
+"""Rules that take the operator's input next to the error, and want to know where the two differ in precision."""
 
 
 def bound(operator: Operator) -> dict[str, Argument]:
@@ -82,7 +92,29 @@ def _same_shape(graph: OperatorGraph, operator: Operator, value: str) -> bool:
 
 
 def carry(operator: Operator, graph: OperatorGraph, value: str) -> Call | None:
-    """How the error passes from the operator's output to its input ``value``."""
+    """How the error passes from the operator's output to its input ``value``. Errors are float32 on both sides of a
+    cast that autocast puts between the two."""
+    swapped = {name: value for name in operator.reads if name != value and value in graph.cast_from(name)}
+    if swapped:
+        operator = replace(operator, args=_renamed(operator.args, swapped), kwargs=_renamed(operator.kwargs, swapped))
+    return _raising(_carry(operator, graph, value), graph)
+
+
+def _renamed(argument: Any, names: dict[str, str]) -> Any:
+    if isinstance(argument, Ref):
+        return Ref(names.get(argument.name, argument.name))
+    return tuple(_renamed(item, names) for item in argument) if isinstance(argument, tuple) else argument
+
+
+def _raising(call: Call | None, graph: OperatorGraph) -> Call | None:
+    """The call, told the precision of the operator's input where a rule does not take just any."""
+    if call is None or call.function not in _LOW_INPUT or not isinstance(call.args[1], Ref):
+        return call
+    given = call.args[1].name
+    return replace(call, kwargs=(("low", graph.types[given].dtype),)) if graph.is_low(given) else call
+
+
+def _carry(operator: Operator, graph: OperatorGraph, value: str) -> Call | None:
     if operator.target == "operator.getitem":
         source = graph.by_name.get(value)
         return _call("carry", "same") if source and operator.args[1] == 0 and source.types else None
@@ -165,6 +197,10 @@ def _joined(name: str, args: dict[str, Argument], graph: OperatorGraph, value: s
 
 def update(operator: Operator, graph: OperatorGraph, position: int) -> Call | None:
     """How the parameter at argument ``position`` learns from the error at the operator's output."""
+    return _raising(_update(operator, graph, position), graph)
+
+
+def _update(operator: Operator, graph: OperatorGraph, position: int) -> Call | None:
     if not operator.target.startswith("aten."):
         return None
     name = short(operator.target)

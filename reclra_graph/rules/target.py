@@ -22,6 +22,13 @@ def target(h: Tensor, d: Tensor, beta: float, activation: Chain) -> Tensor:
     return moved
 
 
+def representation(h: Tensor, activation: Chain) -> Tensor:
+    """z_i = φ_i(h_i) in float32, of an h_i with fewer digits: so that e_i = z_i − y_i is what the displacement makes,
+    and not what the forward pass rounded off."""
+    z: Tensor = apply_chain(activation, h.float())
+    return z
+
+
 def target_at_once(
     h: Tensor,
     e: Tensor,

@@ -2,6 +2,8 @@
 
 ``e`` is the error at the output of the operator that reads the parameter, ``x`` the operator's input. For a linear
 operator other than dense, ΔW is its weight gradient with ``e`` as the output cotangent; no φ′ appears anywhere.
+``low``: the precision of x, and so of products
+(``rules.precision``).
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reclra_graph.rules import precision
+from reclra_graph.rules.precision import Low, matmul, raised
 
-def linear_weight(e: Tensor, x: Tensor, batch: int, rank: int) -> Tensor:
+
+def linear_weight(e: Tensor, x: Tensor, batch: int, rank: int, low: Low = None) -> Tensor:
     """ΔW = e xᵀ of a dense layer. e: [B, …, out], x: [B, …, in], both of ``rank`` dimensions; returns [out, in]."""
     if rank == 2:
-        return e.T @ x / batch
-    return e.flatten(0, -2).T @ x.flatten(0, -2) / batch
+        return matmul(e.T, x, low) / batch
+    return matmul(e.flatten(0, -2).T, x.flatten(0, -2), low) / batch
 
 
 def linear_bias(e: Tensor, batch: int, rank: int) -> Tensor:
@@ -24,11 +29,11 @@ def linear_bias(e: Tensor, batch: int, rank: int) -> Tensor:
     return e.sum(0 if rank == 2 else tuple(range(rank - 1))) / batch
 
 
-def matmul_weight(e: Tensor, x: Tensor, batch: int, rank: int) -> Tensor:
+def matmul_weight(e: Tensor, x: Tensor, batch: int, rank: int, low: Low = None) -> Tensor:
     """ΔW of x @ W. e: [B, …, out], x: [B, …, in]; returns [in, out]."""
     if rank == 2:
-        return x.T @ e / batch
-    return x.flatten(0, -2).T @ e.flatten(0, -2) / batch
+        return matmul(x.T, e, low) / batch
+    return matmul(x.flatten(0, -2).T, e.flatten(0, -2), low) / batch
 
 
 def conv_weight(
@@ -42,14 +47,11 @@ def conv_weight(
     transposed: bool,
     output_padding: tuple[int, ...],
     groups: int,
+    low: Low = None,
 ) -> Tensor:
     """ΔW of a convolution of any rank and grouping. e: [B, out, …], x: [B, in, …]; of ``weight`` only the shape."""
-    grads: Any = torch.ops.aten.convolution_backward.default(
-        e, x, weight, None, list(stride), list(padding), list(dilation), transposed, list(output_padding), groups,
-        [False, True, False],
-    )  # fmt: skip
-    delta: Tensor = grads[1] / batch
-    return delta
+    rest = (stride, padding, dilation, transposed, output_padding, groups, low)
+    return precision.conv_weight(e, x, weight, *rest) / batch
 
 
 def channel_bias(e: Tensor, batch: int, rank: int) -> Tensor:
@@ -57,21 +59,25 @@ def channel_bias(e: Tensor, batch: int, rank: int) -> Tensor:
     return e.sum(0 if rank == 2 else (0, *range(2, rank))) / batch
 
 
-def batch_norm_scale(e: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, batch: int, eps: float) -> Tensor:
+def batch_norm_scale(
+    e: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, batch: int, eps: float, low: Low = None
+) -> Tensor:
     """Δγ = Σ e x̂ with x̂ = (x − mean)·invstd, the batch's own statistics. e, x: [B, C, …]; returns [C].
 
     Of PyTorch's operator for all derivatives of a batch norm, only this sum is asked for: one pass over e and x.
     """
     sums: Any = torch.ops.aten.native_batch_norm_backward.default(
-        e, x, None, None, None, mean, invstd, True, eps, [False, True, False]
+        e, raised(x, low), None, None, None, mean, invstd, True, eps, [False, True, False]
     )
     delta: Tensor = sums[1] / batch
     return delta
 
 
-def layer_norm_scale(e: Tensor, x: Tensor, batch: int, rank: int, shape: tuple[int, ...], eps: float) -> Tensor:
+def layer_norm_scale(
+    e: Tensor, x: Tensor, batch: int, rank: int, shape: tuple[int, ...], eps: float, low: Low = None
+) -> Tensor:
     """Δγ = Σ e x̂, x̂ normalised over the last ``len(shape)`` dimensions. e, x: [B, …, *shape]; returns ``shape``."""
-    normal: Tensor = torch.ops.aten.layer_norm.default(x, list(shape), None, None, eps)
+    normal: Tensor = torch.ops.aten.layer_norm.default(raised(x, low), list(shape), None, None, eps)
     return norm_scale(e, normal, batch, rank, shape)
 
 
@@ -85,9 +91,9 @@ def layer_norm_shift(e: Tensor, batch: int, rank: int, shape: tuple[int, ...]) -
     return e.sum(tuple(range(rank - len(shape)))) / batch
 
 
-def group_norm_scale(e: Tensor, x: Tensor, batch: int, rank: int, groups: int, eps: float) -> Tensor:
+def group_norm_scale(e: Tensor, x: Tensor, batch: int, rank: int, groups: int, eps: float, low: Low = None) -> Tensor:
     """Δγ = Σ e x̂, x̂ normalised within groups of channels. e, x: [B, C, …]; returns [C]."""
-    normal = torch.ops.aten.group_norm.default(x, groups, None, None, eps)
+    normal = torch.ops.aten.group_norm.default(raised(x, low), groups, None, None, eps)
     delta: Tensor = (e * normal).sum((0, *range(2, rank))) / batch
     return delta
 
