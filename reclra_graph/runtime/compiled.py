@@ -231,12 +231,13 @@ class CompiledStep:
 
         return GraphedStep(self)
 
-    def fused(self) -> FusedStep:
+    def fused(self, recompute: bool = True) -> FusedStep:
         """This step compiled as a whole by Inductor, where it can be: call the result as you would call the step. The
-        first call with a shape compiles; what was compiled is kept on disk."""
+        first call with a shape compiles; what was compiled is kept on disk. ``recompute``: activations are computed
+        again behind the loss, instead of held until then (``runtime/recompute.py``)."""
         from reclra_graph.runtime.fused import FusedStep  # which needs this file
 
-        return FusedStep(self)
+        return FusedStep(self, recompute=recompute)
 
     def deltas(
         self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None
