@@ -122,6 +122,11 @@ def reclra_fused_graphed(case: Case, settings: Settings) -> Run:
     return step.graphed(fused=True)
 
 
+def reclra_holding(case: Case, settings: Settings) -> Run:
+    """``reclra_fused`` that holds activations until they are read, instead of computing them again."""
+    return _compiled(case, settings).fused(recompute=False)
+
+
 def reclra_without(optimisation: str) -> Callable[[Case, Settings], Run]:
     """``reclra_fused`` with one optimisation left out."""
     return lambda case, settings: _method(_compiled(case, settings, optimisation), "fused")
@@ -152,6 +157,7 @@ ARMS: dict[str, Arm] = {
         Arm("reclra-fused", reclra_fused, method="fused"),
         Arm("reclra-graphed", reclra_graphed, method="graphed", cuda=True),
         Arm("reclra-fused-graphed", reclra_fused_graphed, method="graphed", cuda=True),
+        Arm("without-recompute", reclra_holding, method="fused", without="recompute"),
         *(Arm(f"without-{name}", reclra_without(name), method="fused", without=name) for name in OPTIMISATIONS),
     )
 }
@@ -171,7 +177,7 @@ def lacks(arm: Arm, case: Case, settings: Settings) -> str:
         return f"this version has no CompiledStep.{arm.method}()"
     if not arm.peer and case.dtype != "float32" and AUTOCAST not in inspect.signature(rg.compile).parameters:
         return f"rg.compile has no {AUTOCAST}, so that the step computes in float32 alone"
-    if arm.without and _source(case, settings, arm.without) == _source(case, settings):
+    if arm.without in OPTIMISATIONS and _source(case, settings, arm.without) == _source(case, settings):
         return "changes nothing in this step"
     return ""
 

@@ -241,17 +241,18 @@ class CompiledStep:
 
         return GraphedStep(self, fused=PiecedStep(self) if fused else None)
 
-    def fused(self) -> FusedStep:
+    def fused(self, recompute: bool = True) -> FusedStep:
         """This step compiled by Inductor, where it can be: call the result as you would call the step. The first call
         with a shape compiles; what was compiled is kept on disk.
 
         It is compiled as a whole; on CUDA with several lanes, in a piece for all that a lane does between two points
-        where lanes are ordered."""
+        where lanes are ordered. ``recompute``: what is compiled as a whole computes activations again behind the loss,
+        instead of holding them until then (``runtime/recompute.py``)."""
         from reclra_graph.runtime.fused import FusedStep  # which needs this file
         from reclra_graph.runtime.pieced import PiecedStep
 
         lanes_are_real = self.device.type == "cuda" and len(self.schedule.lanes) > 1
-        return PiecedStep(self) if lanes_are_real else FusedStep(self)
+        return PiecedStep(self) if lanes_are_real else FusedStep(self, recompute=recompute)
 
     def deltas(
         self, inputs: Any, target: Tensor | Mapping[str, Tensor], kwargs: Mapping[str, Any] | None = None

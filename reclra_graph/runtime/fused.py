@@ -79,8 +79,8 @@ class FusedStep:
     extra: tuple[Any, ...] = ()
     """What else the machine code depends on."""
 
-    def __init__(self, step: CompiledStep, most: int = 4, folder: Path | None = None) -> None:
-        self.step, self.most = step, most
+    def __init__(self, step: CompiledStep, most: int = 4, folder: Path | None = None, recompute: bool = True) -> None:
+        self.step, self.most, self.lean = step, most, recompute
         self.folder = cache_folder("fused") if folder is None else folder
         self.held: dict[Key, Fused] = {}
         self.storage: _Held | None = None
@@ -171,7 +171,7 @@ class FusedStep:
         from torch._inductor import config, standalone_compile  # seconds of imports, for those who compile only
 
         try:
-            found = traced(self.step, given, goal, self.rate[1])
+            found = traced(self.step, given, goal, self.rate[1], self.lean)
         except ValueError as error:
             raise refusal(error) from None
         flat = flat_tensors(self.step, given, [goal] if isinstance(goal, Tensor) else list(goal.values()), self.rate[1])
@@ -203,7 +203,7 @@ class FusedStep:
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
         if self.step.device.type == "cuda":
             machine = (torch.__version__, torch.cuda.get_device_name(self.step.device), 0)
-        said = (_VERSION, machine, tuple(OPTIONS.items()), self.step.source, repr(key), *self.extra)
+        said = (_VERSION, machine, tuple(OPTIONS.items()), self.lean, self.step.source, repr(key), *self.extra)
         return self.folder / digest(said)
 
     @contextlib.contextmanager

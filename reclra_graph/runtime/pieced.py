@@ -166,7 +166,7 @@ class PiecedStep(FusedStep):
         places: Mapping[int, int] | None = None,
     ) -> None:
         """``places``: a number for the device of every lane, where they are to count as several."""
-        super().__init__(step, most, folder)
+        super().__init__(step, most, folder, recompute=False)
         self.places = places
         self.extra = ("pieces", tuple(sorted((places or {}).items())))
 

@@ -23,7 +23,7 @@ from reclra_graph.ir.schedule import Free, Record, Wait
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.segments import Item, Part, Segment
 from reclra_graph.runtime.statements import name_space, part_code, part_statements, read_and_made
-from reclra_graph.runtime.traced import flat_tensors, optimiser_for, optimiser_memory
+from reclra_graph.runtime.traced import flat_tensors, optimiser_for, optimiser_memory, share_repeated
 
 FINITE = "finite"
 """The name of what the loss's check finds."""
@@ -182,6 +182,7 @@ class _Tracing:
 
         with self.mode:
             module = make_fx(torch.func.functionalize(run))(*inputs.values())
+        share_repeated(module)
         nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
         used = [name for name, node in zip(inputs, nodes, strict=True) if node.users]
         (results,) = next(node for node in module.graph.nodes if node.op == "output").args

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.recompute import recompute
 
 Key = tuple[object, ...]
 
@@ -57,8 +58,15 @@ def optimiser_memory(step: CompiledStep) -> dict[str, Tensor]:
     return step.optimiser_state
 
 
-def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str, Tensor], lr: Tensor) -> Traced:
-    """The step on a batch like this one, whose sizes become constants. Nothing is computed or changed.
+def traced(
+    step: CompiledStep,
+    given: Sequence[Tensor],
+    goal: Tensor | dict[str, Tensor],
+    lr: Tensor,
+    lean: bool = False,
+) -> Traced:
+    """The step on a batch like this one, whose sizes become constants. Nothing is computed or changed. ``lean``: with
+    what is cheap computed again, instead of held until it is read.
 
     Raises ValueError, as the emitted step does, where it does not take such a batch.
     """
@@ -89,8 +97,10 @@ def traced(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[str,
 
     with _instead(step.module.__dict__, check=check, check_inputs=lambda *_: None, Lanes=_one_lane(step)):
         module = make_fx(torch.func.functionalize(run), tracing_mode="fake")(*flat)
-    _share_repeated(module)
+    share_repeated(module)
     _guard_stores(module)
+    if lean:
+        recompute(module)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     used = tuple(index for index, node in enumerate(inputs) if node.users)
     for node in inputs:
@@ -154,7 +164,7 @@ def optimiser_for(step: CompiledStep, remembered: dict[str, Tensor]) -> Any:
     return optimiser
 
 
-def _share_repeated(module: GraphModule) -> None:
+def share_repeated(module: GraphModule) -> None:
     """Compute everything once: lanes each make what they need, such as the same product of an error with itself for
     every synapse that learns from it, and in one piece of machine code there are no lanes."""
     seen: dict[Key, Node] = {}

@@ -85,7 +85,7 @@ def test_an_optimisation_that_changes_nothing_is_not_left_out() -> None:
     settings = Settings(tiny=True)
     assert lacks(ARMS["without-straight"], CASES["vit-tiny"], settings) == ""
     assert lacks(ARMS["without-straight"], CASES["mlp"], settings) == "changes nothing in this step"
-    assert {arm.without for arm in ARMS.values()} == {"", *OPTIMISATIONS}
+    assert {arm.without for arm in ARMS.values()} == {"", "recompute", *OPTIMISATIONS}
 
 
 def test_what_an_optimisation_gains(mlp: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ def test_what_an_optimisation_gains(mlp: dict[str, Any]) -> None:
 
 def test_ablation_names_the_arms_itself() -> None:
     settings = step_bench.Settings(ablate=True, models=("mlp",))
-    assert settings.measured == ("reclra-fused", *(f"without-{name}" for name in OPTIMISATIONS))
+    assert settings.measured == ("reclra-fused", *(f"without-{name}" for name in ("recompute", *OPTIMISATIONS)))
     assert settings.request("mlp").arms == settings.measured
     assert not settings.problems()
     wrong = step_bench.Settings(ablate=True, arms=("reclra-eager",), formats=("rows",)).problems()
