@@ -81,7 +81,8 @@ def epochs_command(
         with render.counted(epochs_bench.count(settings), as_json) as progress:
             found = epochs_bench.run(settings, digests, progress)
         content = epochs_report.report(found, settings, " ".join(["reclra", *map(shlex.quote, sys.argv[1:])]))
-        files = epochs_report.write(target, content) if target is not None else []
+        unfinished = out is None and content["left"]  # no half of a result where whole ones stand
+        files = epochs_report.write(target, content) if target is not None and not unfinished else []
         done.update(content, files=[str(path) for path in files])
         return done, lambda: render.stepped(epochs_report.lines(content), files)
 
