@@ -200,7 +200,10 @@ class _Writer:
 
         if item.function == "after":
             return
-        if item.function == "check":
+        if item.function == "beside":
+            made = call("beside", [argument(value, read) for value in item.args])
+            self.statement(item.results[0], made, _comment([kind for kind in item.types if kind]))
+        elif item.function == "check":
             self.line(unparsed(call("check", [argument(value, read) for value in item.args])))
         elif item.function == "optimise":
             store, delta = item.args[0], item.args[1]

@@ -3,6 +3,7 @@ errors at both their ends (Eq. 6), and from a sum what several regions or synaps
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from reclra_graph.ir.operators import Argument, Ref, TensorType
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.passes.batch import learn_batch, learns, work_of
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.lower_state import Lowering, operator_flops
 from reclra_graph.passes.straight import factored
@@ -143,12 +145,20 @@ def synapse_update(state: Lowering, region: Region) -> None:
     calls: list[Call] = []
     deltas: Deltas = []
     flops = 0
+    batches = [batch for batch in itertools.chain(*state.batches.values()) if learns(state, batch)]
+    together = {edge.name for batch in batches for edge in batch.edges}
     for edge in plan.incoming.get(number, ()):
-        if edge.rule == "eq6" and edge.name not in state.matrices:
+        if edge.rule == "eq6" and edge.name not in state.matrices and edge.name not in together:
             delta, d = state.namer.new(f"dE_{edge.source}_{edge.target}"), state.moved.get(edge.name, "")
             calls.append(learned(plan, edge, e[edge.source], d, delta, state.type_of(region).dtype))
             deltas.append((f"E[{what_learns(plan, edge)}]", delta))
             flops += work(plan.regions, edge)
+    for batch in batches:
+        if batch.edges[0].source == number:
+            made, found = learn_batch(state, batch)
+            calls += made
+            deltas += found
+            flops += work_of(batch)
     for item in state.matrices_from(number):
         delta, sent = state.namer.new(f"dM{number}"), state.sent[item.name]
         calls.append(matrix_learned(plan, item, e[number], sent, delta, state.synapse_dtype))

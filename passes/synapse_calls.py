@@ -39,19 +39,19 @@ def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str
     implicit edge has no change of its own."""
     source, target = plan.regions.regions[edge.source], plan.regions.regions[edge.target]
     synapse, shape = Ref(f"E[{edge.synapse}]"), edge.shape
-    rate = _rate(plan)
-    name, args = f"rules.synapse.{edge.form}_eq6", _arguments(synapse, Ref(e), *rate, source.shape, target.shape)
+    numbers = rate(plan)
+    name, args = f"rules.synapse.{edge.form}_eq6", _arguments(synapse, Ref(e), *numbers, source.shape, target.shape)
     if edge.form == "dense" and source.units <= FEW:
-        name, args = "rules.synapse.dense_eq6_few", (synapse, Ref(e), *rate, source.shape)
+        name, args = "rules.synapse.dense_eq6_few", (synapse, Ref(e), *numbers, source.shape)
     elif edge.form == "dense":
         args = (Ref(d), *args[1:], *((True,) if plan.rows_by_position(target) else ()))
     elif rank_of(edge.form):
         shape = (rank_of(edge.form), source.units)
-        name, args = "rules.synapse.lowrank_eq6", (Ref(f"E[{edge.synapse}.B]"), Ref(e), *rate, source.shape)
+        name, args = "rules.synapse.lowrank_eq6", (Ref(f"E[{edge.synapse}.B]"), Ref(e), *numbers, source.shape)
     elif edge.form == "conv":
         form = _convolution(plan, edge)
         rest = (prod(source.shape[1:]), form.stride, form.padding, form.dilation, form.groups)
-        args = (Ref(d), Ref(e), synapse, *rate, *rest)
+        args = (Ref(d), Ref(e), synapse, *numbers, *rest)
     elif edge.form == "token":
         args = (*args, source.axis, target.axis)
     return Call(name, args, (), (delta,), (TensorType(shape, dtype),))
@@ -65,7 +65,7 @@ def sent_on(plan: WiringPlan, matrix: Matrix, e: str, result: str, kind: TensorT
 
 def matrix_learned(plan: WiringPlan, matrix: Matrix, e: str, sent: str, delta: str, dtype: str) -> Call:
     """γ M_j e eᵀ, Eq. 6 for all edges of one matrix."""
-    args = (Ref(sent), Ref(e), *_rate(plan), plan.regions.regions[matrix.source].shape, matrix.runs)
+    args = (Ref(sent), Ref(e), *rate(plan), plan.regions.regions[matrix.source].shape, matrix.runs)
     kind = TensorType((matrix.units, matrix.units), dtype)
     return Call("rules.synapse.matrix_eq6", args, (), (delta,), (kind,))
 
@@ -74,7 +74,8 @@ def _arguments(*items: Argument) -> tuple[Argument, ...]:
     return items
 
 
-def _rate(plan: WiringPlan) -> tuple[Argument, ...]:
+def rate(plan: WiringPlan) -> tuple[Argument, ...]:
+    """γ, the batch size and the sign of Eq. 6, as rules take them."""
     return Ref("gamma"), Ref("B"), plan.rates.sign == "descend"
 
 

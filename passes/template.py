@@ -119,7 +119,7 @@ def synapses(seed=@seed@, device="cpu", dtype=torch.@dtype@):
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, (shape, deviation, lane) in SYNAPSES.items():
-@starts@    return made
+@starts@    return @made@
 
 
 @optimiser@
@@ -173,6 +173,31 @@ KEY_STARTS = """        if deviation == "key":
             made[name] = torch.tensor(words, dtype=torch.int32, device=lane_device(lane, device))
             continue
 """
+
+BESIDE = """
+# Synapses that the step uses together: views of one buffer, in this order.
+BESIDE = {beside}"""
+
+BATCH = '''
+def beside(*parts):
+    """Synapses one above the other: the buffer that they are views of, or else a copy, which takes its time."""
+    first, end = parts[0], parts[0].storage_offset()
+    home = first.untyped_storage().data_ptr()
+    for part in parts:
+        if part.storage_offset() != end or part.untyped_storage().data_ptr() != home or not part.is_contiguous():
+            return torch.cat(parts)
+        end += part.numel()
+    return first.as_strided((sum(len(part) for part in parts), first.shape[1]), first.stride())
+
+
+def lay_out(E):
+    """Make the synapses of BESIDE views of one buffer: new tensors with the numbers of the old ones."""
+    for names in BESIDE:
+        parts = [E[name] for name in names]
+        E.update(zip(names, torch.cat(parts).split([len(part) for part in parts])))
+    return E
+
+'''
 
 SETTLE = '''
 def settle(E):
