@@ -180,7 +180,9 @@ class _Writer:
             sources = ", ".join(f"r{edge.source}" for edge in self.plan.incoming.get(region.id, ()))
             return f"r{region.id}: target, from {sources}", ""
         if task.kind == "update":
-            return f"r{region.id}: update", ""
+            together = [call.args for call in task.calls if call.function == "rules.updates.stacked"]
+            errors = ", ".join(item.name for args in together for item in args if isinstance(item, Ref))
+            return f"r{region.id}: update" + (f" of a group, from {errors}" if errors else ""), ""
         if task.kind == "optimise" and task.group.startswith("optimise:"):
             return f"a parameter that several layers share: {plain(task.group.partition(':')[2])}", ""
         if task.kind == "optimise" and task.group.endswith(":shared"):

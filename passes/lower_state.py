@@ -46,6 +46,8 @@ class Lowering:
     """The batches (``passes.batch.Batch``) in which a region sends its error, by region."""
     parts: dict[str, str] = field(default_factory=dict)
     """What a batch gives to an edge, [B, units of the target], by the edge's name."""
+    groups: dict[int, Any] = field(default_factory=dict)
+    """Layers that are updated together (``passes.group.Member``), by the region that is updated last of them."""
     moved: dict[str, str] = field(default_factory=dict)
     """An edge's share of d_i by the edge's name, where it is written down."""
 

@@ -13,6 +13,7 @@ from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.passes.batch import learn_batch, learns, work_of
+from reclra_graph.passes.group import grouped
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.lower_state import Lowering, operator_flops
 from reclra_graph.passes.straight import factored
@@ -48,9 +49,15 @@ def region_update(state: Lowering, region: Region) -> None:
     number = region.id
     if not region.learns:
         return
+    members = next((found for found in state.groups.values() if any(item.region == number for item in found)), ())
+    if members and number not in state.groups:
+        return  # with the last of its group
     by_derivatives = state.plan.update_of[number] == LOCAL
-    calls, deltas = _local_derivatives(state, region) if by_derivatives else _closed_forms(state, region)
-    read = {item.operator for item in region.updates}
+    if members:
+        calls, deltas = grouped(state, members)
+    else:
+        calls, deltas = _local_derivatives(state, region) if by_derivatives else _closed_forms(state, region)
+    read = {item.weight.operator for item in members} or {item.operator for item in region.updates}
     flops = sum(operator_flops(state.graph, state.graph.by_name[name]) for name in read)
     state.add(f"update:{number}", "update", number, f"update:{number}", calls, 1, flops)
     _optimise(state, f"optimise:{number}", region, f"update:{number}", deltas)
