@@ -4,6 +4,7 @@ errors at both their ends (Eq. 6), and from a sum what several regions or synaps
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -86,7 +87,30 @@ def _closed_forms(state: Lowering, region: Region) -> tuple[list[Call], Deltas]:
         args = _with_error(state, call.args, at[item.operator])
         calls.append(Call(call.function, args, (), (delta,), (types[item.parameter],)))
         deltas.append((f"P[{item.parameter}]", delta))
-    return calls, deltas
+    return _once(calls, deltas)
+
+
+def _once(calls: list[Call], deltas: Deltas) -> tuple[list[Call], Deltas]:
+    """The same without calls that an earlier one equals: two normalisations that are added learn the same shift, as do
+    a bias and the normalisation behind it."""
+    known: dict[tuple[object, ...], str] = {}
+    equal: dict[str, str] = {}
+
+    def put(argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return Ref(equal.get(argument.name, argument.name))
+        return tuple(put(item) for item in argument) if isinstance(argument, tuple) else argument
+
+    kept = []
+    for call in calls:
+        (result,) = call.results
+        args = put(call.args)
+        first = known.setdefault((call.function, args), result)
+        if first == result:
+            kept.append(replace(call, args=args))
+        else:
+            equal[result] = first
+    return kept, [(store, equal.get(delta, delta)) for store, delta in deltas]
 
 
 def _carried(state: Lowering, region: Region, over: str, value: str, error: str, calls: list[Call]) -> str:

@@ -18,7 +18,8 @@ This file needs torch alone, and nothing else of what wrote it:
 
 P holds the model's parameters and buffers and shares their storage: the model itself learns. Save E beside the model.
 To use another optimiser, pass a function `optimise(store, name, delta, lr)`; delta is a direction of descent, a mean
-over the batch. Names: h pre-activation, z representation, d displacement, y target, e error, dW and db updates.
+over the batch, which it leaves as it is: two parameters may have the same. Names: h pre-activation, z representation,
+d displacement, y target, e error, dW and db updates.
 """
 '''
 
