@@ -180,7 +180,9 @@ class _Writer:
             sources = ", ".join(f"r{edge.source}" for edge in self.plan.incoming.get(region.id, ()))
             return f"r{region.id}: target, from {sources}", ""
         if task.kind == "update":
-            return f"r{region.id}: update", ""
+            together = [call.args for call in task.calls if call.function == "rules.updates.stacked"]
+            errors = ", ".join(item.name for args in together for item in args if isinstance(item, Ref))
+            return f"r{region.id}: update" + (f" of a group, from {errors}" if errors else ""), ""
         if task.kind == "optimise" and task.group.startswith("optimise:"):
             return f"a parameter that several layers share: {plain(task.group.partition(':')[2])}", ""
         if task.kind == "optimise" and task.group.endswith(":shared"):
@@ -200,7 +202,10 @@ class _Writer:
 
         if item.function == "after":
             return
-        if item.function == "check":
+        if item.function == "beside":
+            made = call("beside", [argument(value, read) for value in item.args])
+            self.statement(item.results[0], made, _comment([kind for kind in item.types if kind]))
+        elif item.function == "check":
             self.line(unparsed(call("check", [argument(value, read) for value in item.args])))
         elif item.function == "optimise":
             store, delta = item.args[0], item.args[1]

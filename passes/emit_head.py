@@ -7,7 +7,7 @@ After:   everything up to ``def step``, put together from the fixed texts of ``t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 from reclra_graph.ir.homes import homes
@@ -40,6 +40,7 @@ def head_text(schedule: Schedule, stamp: str) -> str:
     made = stored(plan, matrices.values())
     synapses = {item.name: (item.shape, item.start, home[f"E[{item.name}]"]) for item in made}
     implicit = any(edge.form == "implicit" for edge in plan.edges)
+    groups = schedule.tasks.beside
     identity = any(item.start == "identity" for item in made)
     count = schedule.tasks.micro_batches
     names = list(schedule.tasks.inputs)
@@ -58,7 +59,7 @@ def head_text(schedule: Schedule, stamp: str) -> str:
         digest=stamp,
         synapses=_table(synapses),
         starts=(template.IDENTITY if identity else "") + (template.KEY if implicit else ""),
-        shared=_shared(matrices),
+        shared=_shared(matrices) + (template.BESIDE.format(beside=_rows(groups)) if groups else ""),
         inputs=_table(inputs),
         lanes=len(schedule.lanes),
         smallest=_smallest_batch(graph) * count,
@@ -79,6 +80,9 @@ def head_text(schedule: Schedule, stamp: str) -> str:
         runtime += template.IMPLICIT
     if graph.autocast == "float16":
         runtime += template.UNIT
+    runtime = runtime.replace("@made@", "lay_out(made)" if groups else "made")
+    if groups:
+        runtime += template.BATCH
     if matrices:
         runtime += template.SETTLE
     starts = (template.IDENTITY_STARTS if identity else "") + (template.KEY_STARTS if implicit else "")
@@ -88,6 +92,10 @@ def head_text(schedule: Schedule, stamp: str) -> str:
         .replace("@dtype@", dtype)
     )
     return docstring + template.IMPORTS.lstrip("\n") + tables + runtime
+
+
+def _rows(items: Iterable[tuple[str, ...]]) -> str:
+    return "(\n" + "".join(f"    {item!r},\n" for item in items) + ")"
 
 
 def _shared(matrices: Mapping[str, Matrix]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from reclra_graph.ir.tasks import TaskGraph
 from reclra_graph.ir.wiring import WiringPlan, dense_matrix
+from reclra_graph.passes.group import groups
 from reclra_graph.passes.lower_errors import losses, region_error
 from reclra_graph.passes.lower_forward import bookkeeping, buffer_updates, forward_pass
 from reclra_graph.passes.lower_state import Lowering
@@ -38,6 +39,7 @@ def lower(plan: WiringPlan, without: tuple[str, ...] = ()) -> TaskGraph:
     for region in reached:
         if region.id not in plan.regions.outputs:
             region_error(state, region)
+    state.groups = groups(state, reached)
     for region in reached:
         region_update(state, region)
         synapse_update(state, region)

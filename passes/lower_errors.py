@@ -7,6 +7,7 @@ from reclra_graph.ir.operators import Argument, Ref, TensorType
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, Loss
+from reclra_graph.passes.batch import SMALL, send_batches
 from reclra_graph.passes.lower_state import Lowering
 from reclra_graph.passes.straight import direct, is_straight, needs_error
 from reclra_graph.passes.synapse_calls import FEW, displaced, sent_on
@@ -19,9 +20,6 @@ _LOSSES = {
     "mse": "mse",
     "bce-with-logits": "bce_with_logits",
 }
-
-# From this many units of a region on, writing its displacement down costs more than the product that makes it.
-_LARGE = 2048
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
@@ -179,7 +177,7 @@ def _at_once(state: Lowering, region: Region) -> bool:
     few = len(edges) == 1 and edges[0].form == "dense" and state.regions[edges[0].source].units <= FEW
     alike = state.type_of(region).dtype == state.synapse_dtype
     low = bool(state.graph.autocast)  # one product in a low precision would round h_i off, and d_i with it
-    return few and region.units >= _LARGE and region.layout.plain and alike and not low
+    return few and region.units >= SMALL and region.layout.plain and alike and not low
 
 
 def _displacement(state: Lowering, region: Region) -> str:
@@ -187,14 +185,22 @@ def _displacement(state: Lowering, region: Region) -> str:
     number, kind, edges = region.id, state.type_of(region), state.plan.incoming[region.id]
     same_dtype = kind.dtype == state.synapse_dtype
     plain, single = region.layout.plain and same_dtype, len(edges) == 1
+    if plain and single and edges[0].name in state.parts and len(region.shape) == 1:
+        state.moved[edges[0].name] = state.parts[edges[0].name]
+        return state.parts[edges[0].name]
     displacement = state.namer.new(f"d{number}")
     arrived = displacement if plain else state.namer.new(f"d{number}_samples")
-    moved = [arrived if single else state.namer.new(f"d{number}_{edge.source}") for edge in edges]
-    calls = [_moved(state, edge, name, kind if plain else None) for edge, name in zip(edges, moved, strict=True)]
+    moved, calls = [], []
+    for edge in edges:
+        if edge.name in state.parts and len(region.shape) == 1:
+            moved.append(state.parts[edge.name])
+            continue
+        moved.append(arrived if single else state.namer.new(f"d{number}_{edge.source}"))
+        calls.append(_moved(state, edge, moved[-1], kind if plain else None))
     if not single:
         total = kind if plain else None
         calls.append(Call("rules.target.total", tuple(Ref(name) for name in moved), (), (arrived,), (total,)))
-    placed = arrived
+    placed = arrived = moved[0] if single else arrived
     if not region.layout.plain:
         placed = displacement if same_dtype else state.namer.new(f"d{number}_placed")
         calls.append(_from_samples(region, arrived, placed, kind))
@@ -208,6 +214,10 @@ def _displacement(state: Lowering, region: Region) -> str:
 
 def _moved(state: Lowering, edge: Edge, result: str, kind: TensorType | None) -> Call:
     """E e_j of one edge."""
+    if edge.name in state.parts:
+        region = state.regions[edge.target]
+        args = (Ref(state.parts[edge.name]), region.shape, state.plan.rows_by_position(region))
+        return Call("rules.synapse.placed", args, (), (result,), (kind,))
     return displaced(state.plan, edge, state.heard(edge), result, kind)
 
 
@@ -229,6 +239,7 @@ def _send(state: Lowering, region: Region, calls: list[Call]) -> None:
         name = state.sent[item.name] = state.namer.new(f"s{region.id}")
         sent = TensorType((kind.shape[0], item.units), state.synapse_dtype)
         calls.append(sent_on(state.plan, item, error, name, sent if region.layout.plain else None))
+    send_batches(state, region, calls)
 
 
 def _to_samples(state: Lowering, region: Region, value: str, label: str, calls: list[Call]) -> str:

@@ -42,6 +42,12 @@ class Lowering:
     """The matrix M_j that learns in place of an edge's own synapse, by the edge's name."""
     sent: dict[str, str] = field(default_factory=dict)
     """M_j e_j by the name of the matrix M_j, which synapses send on."""
+    batches: dict[int, list[Any]] = field(default_factory=dict)
+    """The batches (``passes.batch.Batch``) in which a region sends its error, by region."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """What a batch gives to an edge, [B, units of the target], by the edge's name."""
+    groups: dict[int, Any] = field(default_factory=dict)
+    """Layers that are updated together (``passes.group.Member``), by the region that is updated last of them."""
     moved: dict[str, str] = field(default_factory=dict)
     """An edge's share of d_i by the edge's name, where it is written down."""
 

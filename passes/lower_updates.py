@@ -3,6 +3,8 @@ errors at both their ends (Eq. 6), and from a sum what several regions or synaps
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +13,8 @@ from reclra_graph.ir.operators import Argument, Ref, TensorType
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import WiringPlan
+from reclra_graph.passes.batch import learn_batch, learns, work_of
+from reclra_graph.passes.group import grouped
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.lower_state import Lowering, operator_flops
 from reclra_graph.passes.straight import factored
@@ -46,9 +50,15 @@ def region_update(state: Lowering, region: Region) -> None:
     number = region.id
     if not region.learns:
         return
+    members = next((found for found in state.groups.values() if any(item.region == number for item in found)), ())
+    if members and number not in state.groups:
+        return  # with the last of its group
     by_derivatives = state.plan.update_of[number] == LOCAL
-    calls, deltas = _local_derivatives(state, region) if by_derivatives else _closed_forms(state, region)
-    read = {item.operator for item in region.updates}
+    if members:
+        calls, deltas = grouped(state, members)
+    else:
+        calls, deltas = _local_derivatives(state, region) if by_derivatives else _closed_forms(state, region)
+    read = {item.weight.operator for item in members} or {item.operator for item in region.updates}
     flops = sum(operator_flops(state.graph, state.graph.by_name[name]) for name in read)
     state.add(f"update:{number}", "update", number, f"update:{number}", calls, 1, flops)
     _optimise(state, f"optimise:{number}", region, f"update:{number}", deltas)
@@ -77,7 +87,30 @@ def _closed_forms(state: Lowering, region: Region) -> tuple[list[Call], Deltas]:
         args = _with_error(state, call.args, at[item.operator])
         calls.append(Call(call.function, args, call.kwargs, (delta,), (types[item.parameter],)))
         deltas.append((f"P[{item.parameter}]", delta))
-    return calls, deltas
+    return _once(calls, deltas)
+
+
+def _once(calls: list[Call], deltas: Deltas) -> tuple[list[Call], Deltas]:
+    """The same without calls that an earlier one equals: two normalisations that are added learn the same shift, as do
+    a bias and the normalisation behind it."""
+    known: dict[tuple[object, ...], str] = {}
+    equal: dict[str, str] = {}
+
+    def put(argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return Ref(equal.get(argument.name, argument.name))
+        return tuple(put(item) for item in argument) if isinstance(argument, tuple) else argument
+
+    kept = []
+    for call in calls:
+        (result,) = call.results
+        args = put(call.args)
+        first = known.setdefault((call.function, args), result)
+        if first == result:
+            kept.append(replace(call, args=args))
+        else:
+            equal[result] = first
+    return kept, [(store, equal.get(delta, delta)) for store, delta in deltas]
 
 
 def _carried(state: Lowering, region: Region, over: str, value: str, error: str, calls: list[Call]) -> str:
@@ -166,12 +199,20 @@ def synapse_update(state: Lowering, region: Region) -> None:
     calls: list[Call] = []
     deltas: Deltas = []
     flops = 0
+    batches = [batch for batch in itertools.chain(*state.batches.values()) if learns(state, batch)]
+    together = {edge.name for batch in batches for edge in batch.edges}
     for edge in plan.incoming.get(number, ()):
-        if edge.rule == "eq6" and edge.name not in state.matrices:
+        if edge.rule == "eq6" and edge.name not in state.matrices and edge.name not in together:
             delta, d = state.namer.new(f"dE_{edge.source}_{edge.target}"), state.moved.get(edge.name, "")
             calls.append(learned(plan, edge, e[edge.source], d, delta, state.type_of(region).dtype))
             deltas.append((f"E[{what_learns(plan, edge)}]", delta))
             flops += work(plan.regions, edge)
+    for batch in batches:
+        if batch.edges[0].source == number:
+            made, found = learn_batch(state, batch)
+            calls += made
+            deltas += found
+            flops += work_of(batch)
     for item in state.matrices_from(number):
         delta, sent = state.namer.new(f"dM{number}"), state.sent[item.name]
         calls.append(matrix_learned(plan, item, e[number], sent, delta, state.synapse_dtype))

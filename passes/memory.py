@@ -60,10 +60,11 @@ def predicted_peak(program: StepProgram, batch: int) -> tuple[int, ...]:
     P = {item.key: held.base(_meta(item.type, batch), places.get(item.key, 0)) for item in graph.held}
     P.update({key: P[item.key] for item in graph.parameters for key in item.tied})
     dtype = schedule.tasks.plan.regions.synapse_dtype
-    E = {
-        name: held.base(_meta(TensorType(tuple(shape), dtype), batch), device_of[lane])
-        for name, (shape, _, lane) in module.SYNAPSES.items()
-    }
+    E = {name: _meta(TensorType(tuple(shape), dtype), batch) for name, (shape, *_) in module.SYNAPSES.items()}
+    if schedule.tasks.beside:
+        module.lay_out(E)
+    for name, (*_, lane) in module.SYNAPSES.items():
+        held.base(E[name], device_of[lane])
     remembered = [
         held.base(torch.empty_like(value), held.device_of(value))
         for value in _learning(schedule, P, E)

@@ -41,7 +41,7 @@ _TORCH = {
 }  # fmt: skip
 _METHODS = {
     "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "expand", "contiguous", "copy_",
-    "mean", "sum", "t", "chunk",
+    "mean", "sum", "t", "chunk", "split_with_sizes", "unbind",
 }  # fmt: skip
 _FUNCTIONAL_LIMITS = {"elu": 2}  # F.elu knows fewer arguments than the operator behind it
 

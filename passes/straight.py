@@ -105,6 +105,11 @@ def factored(state: Lowering, region: Region, item: Update, delta: str, kind: Te
     return calls
 
 
+def without_error(state: Lowering, region: Region, item: Update) -> bool:
+    """Whether an update does without e_i."""
+    return region.id in state.shifts and _way(state, region, item) is not None
+
+
 def _sizes(state: Lowering, rule: Call) -> tuple[int, ...]:
     """Sizes of the operator's input behind the batch; none where they are not known, or the batch is not in front."""
     source = rule.args[1]
@@ -129,7 +134,7 @@ def _at_one_position(name: str, rest: tuple[Argument, ...]) -> tuple[Argument, .
 def _way(state: Lowering, region: Region, item: Update) -> str | None:
     """On what the synapse works where an update can do without e_i, and does less so; None elsewhere."""
     edge = direct(state, region)
-    if edge is None or "factors" in state.without or not _as_it_is(state, item):
+    if edge is None or "factors" in state.without or not as_it_is(state, item):
         return None
     rule = update(state.graph.by_name[item.operator], state.graph, item.position)
     if rule is None:
@@ -158,7 +163,7 @@ def _normalised(rule: Call) -> tuple[Argument, ...]:
     return next((item for item in rule.args if isinstance(item, tuple)), ())
 
 
-def _as_it_is(state: Lowering, item: Update) -> bool:
+def as_it_is(state: Lowering, item: Update) -> bool:
     """Whether the error reaches the operator as it is."""
     route = (*item.path, item.operator)
     carried = [carry(state.graph.by_name[over], state.graph, value) for over, value in pairwise(route)]

@@ -31,7 +31,7 @@ def displaced(plan: WiringPlan, edge: Edge, e: str, result: str, kind: TensorTyp
         args = (*args, source.axis, target.axis)
     elif edge.form == "dense" and plan.rows_by_position(target):
         args = (*args, True)
-    return Call(name, args, () if edge.form == "implicit" else _low(plan), (result,), (kind,))
+    return Call(name, args, () if edge.form == "implicit" else low(plan), (result,), (kind,))
 
 
 def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str) -> Call:
@@ -39,46 +39,47 @@ def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str
     implicit edge has no change of its own."""
     source, target = plan.regions.regions[edge.source], plan.regions.regions[edge.target]
     synapse, shape = Ref(f"E[{edge.synapse}]"), edge.shape
-    rate = _rate(plan)
-    name, args = f"rules.synapse.{edge.form}_eq6", _arguments(synapse, Ref(e), *rate, source.shape, target.shape)
+    numbers = rate(plan)
+    name, args = f"rules.synapse.{edge.form}_eq6", _arguments(synapse, Ref(e), *numbers, source.shape, target.shape)
     if edge.form == "dense" and source.units <= FEW:
-        name, args = "rules.synapse.dense_eq6_few", (synapse, Ref(e), *rate, source.shape)
+        name, args = "rules.synapse.dense_eq6_few", (synapse, Ref(e), *numbers, source.shape)
     elif edge.form == "dense":
         args = (Ref(d), *args[1:], *((True,) if plan.rows_by_position(target) else ()))
     elif rank_of(edge.form):
         shape = (rank_of(edge.form), source.units)
-        name, args = "rules.synapse.lowrank_eq6", (Ref(f"E[{edge.synapse}.B]"), Ref(e), *rate, source.shape)
+        name, args = "rules.synapse.lowrank_eq6", (Ref(f"E[{edge.synapse}.B]"), Ref(e), *numbers, source.shape)
     elif edge.form == "conv":
         form = _convolution(plan, edge)
         rest = (prod(source.shape[1:]), form.stride, form.padding, form.dilation, form.groups)
-        args = (Ref(d), Ref(e), synapse, *rate, *rest)
+        args = (Ref(d), Ref(e), synapse, *numbers, *rest)
     elif edge.form == "token":
         args = (*args, source.axis, target.axis)
-    return Call(name, args, _low(plan), (delta,), (TensorType(shape, dtype),))
+    return Call(name, args, low(plan), (delta,), (TensorType(shape, dtype),))
 
 
 def sent_on(plan: WiringPlan, matrix: Matrix, e: str, result: str, kind: TensorType | None) -> Call:
     """M_j e_j, which all edges of one matrix send on."""
     args = (Ref(e), Ref(f"E[{matrix.name}]"), plan.regions.regions[matrix.source].shape, (matrix.units,))
-    return Call("rules.synapse.dense_displace", args, _low(plan), (result,), (kind,))
+    return Call("rules.synapse.dense_displace", args, low(plan), (result,), (kind,))
 
 
 def matrix_learned(plan: WiringPlan, matrix: Matrix, e: str, sent: str, delta: str, dtype: str) -> Call:
     """γ M_j e eᵀ, Eq. 6 for all edges of one matrix."""
-    args = (Ref(sent), Ref(e), *_rate(plan), plan.regions.regions[matrix.source].shape, matrix.runs)
+    args = (Ref(sent), Ref(e), *rate(plan), plan.regions.regions[matrix.source].shape, matrix.runs)
     kind = TensorType((matrix.units, matrix.units), dtype)
-    return Call("rules.synapse.matrix_eq6", args, _low(plan), (delta,), (kind,))
+    return Call("rules.synapse.matrix_eq6", args, low(plan), (delta,), (kind,))
 
 
 def _arguments(*items: Argument) -> tuple[Argument, ...]:
     return items
 
 
-def _rate(plan: WiringPlan) -> tuple[Argument, ...]:
+def rate(plan: WiringPlan) -> tuple[Argument, ...]:
+    """γ, the batch size and the sign of Eq. 6, as rules take them."""
     return Ref("gamma"), Ref("B"), plan.rates.sign == "descend"
 
 
-def _low(plan: WiringPlan) -> tuple[tuple[str, Argument], ...]:
+def low(plan: WiringPlan) -> tuple[tuple[str, Argument], ...]:
     """The precision of products, as a keyword argument of rules."""
     low = plan.regions.graph.autocast
     return (("low", low),) if low else ()

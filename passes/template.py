@@ -18,7 +18,8 @@ This file needs torch alone, and nothing else of what wrote it:
 
 P holds the model's parameters and buffers and shares their storage: the model itself learns. Save E beside the model.
 To use another optimiser, pass a function `optimise(store, name, delta, lr)`; delta is a direction of descent, a mean
-over the batch. Names: h pre-activation, z representation, d displacement, y target, e error, dW and db updates.
+over the batch, which it leaves as it is: two parameters may have the same. Names: h pre-activation, z representation,
+d displacement, y target, e error, dW and db updates.
 """
 '''
 
@@ -119,7 +120,7 @@ def synapses(seed=@seed@, device="cpu", dtype=torch.@dtype@):
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, (shape, deviation, lane) in SYNAPSES.items():
-@starts@    return made
+@starts@    return @made@
 
 
 @optimiser@
@@ -173,6 +174,31 @@ KEY_STARTS = """        if deviation == "key":
             made[name] = torch.tensor(words, dtype=torch.int32, device=lane_device(lane, device))
             continue
 """
+
+BESIDE = """
+# Synapses that the step uses together: views of one buffer, in this order.
+BESIDE = {beside}"""
+
+BATCH = '''
+def beside(*parts):
+    """Synapses one above the other: the buffer that they are views of, or else a copy, which takes its time."""
+    first, end = parts[0], parts[0].storage_offset()
+    home = first.untyped_storage().data_ptr()
+    for part in parts:
+        if part.storage_offset() != end or part.untyped_storage().data_ptr() != home or not part.is_contiguous():
+            return torch.cat(parts)
+        end += part.numel()
+    return first.as_strided((sum(len(part) for part in parts), first.shape[1]), first.stride())
+
+
+def lay_out(E):
+    """Make the synapses of BESIDE views of one buffer: new tensors with the numbers of the old ones."""
+    for names in BESIDE:
+        parts = [E[name] for name in names]
+        E.update(zip(names, torch.cat(parts).split([len(part) for part in parts])))
+    return E
+
+'''
 
 SETTLE = '''
 def settle(E):

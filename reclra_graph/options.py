@@ -21,10 +21,11 @@ UPDATES = ("analytic", "local_vjp")
 PLACEMENTS = ("auto", "pipeline")
 AUTOCASTS = ("bfloat16", "float16")
 MEMORY_FORMATS = ("auto", "contiguous", "channels_last")
-OPTIMISATIONS = ("straight", "factors", "shared")
+OPTIMISATIONS = ("straight", "factors", "shared", "batch", "group")
 """What makes a step faster and can be left out: errors of regions without an activation made at once (``straight``),
-updates that need no such error (``factors``), and one matrix that learns for all dense synapses of a source
-(``shared``)."""
+updates that need no such error (``factors``), one matrix that learns for all dense synapses of a source (``shared``),
+and on a GPU one product for all synapses that leave a region (``batch``), and one for the updates of layers of one size
+(``group``)."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from typing import Any
 from reclra_graph.errors import Problem
 from reclra_graph.ir.text import register
 
+GPU = 5e12
+"""From this many operations per second on a device is taken for a GPU."""
+
 
 @register
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Device:
     def clock(self) -> str:
         """``"unit"``: a target and an update cost 1 each, everything else nothing. ``"ns"``: nanoseconds."""
         return "unit" if self == UNIT else "ns"
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether kernels are likely to wait for their launch: arithmetic that only GPUs have."""
+        return self.flops >= GPU
 
     def seconds(self, flops: int, size: int) -> float:
         """Seconds that one kernel works: by the roofline, whichever of arithmetic and memory takes longer."""

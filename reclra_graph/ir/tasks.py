@@ -78,6 +78,13 @@ class TaskGraph:
         return {edge.name: dense_matrix(edge) for number in self.shared for edge in self.plan.alone[number]}
 
     @cached_property
+    def beside(self) -> tuple[tuple[str, ...], ...]:
+        """Names of synapses that are used together, as views of one buffer (``reclra_graph.passes.batch``)."""
+        used = [call.args for task in self.tasks for call in task.calls if call.function == "beside"]
+        names = [tuple(item.name[2:-1] for item in args if isinstance(item, Ref)) for args in used]
+        return tuple(dict.fromkeys(names))
+
+    @cached_property
     def by_name(self) -> dict[str, Task]:
         """Tasks by name."""
         return {task.name: task for task in self.tasks}

@@ -29,6 +29,21 @@ def linear_bias(e: Tensor, batch: int, rank: int) -> Tensor:
     return e.sum(0 if rank == 2 else tuple(range(rank - 1))) / batch
 
 
+def stacked(*errors: Tensor) -> Tensor:
+    """The errors of K layers of one size side by side. errors: [B, out] each; returns [K, B, out]."""
+    return torch.stack(errors)
+
+
+def linear_weights(errors: Tensor, batch: int, *inputs: Tensor) -> Tensor:
+    """``linear_weight`` of K layers. errors: [K, B, out], inputs: [B, in] each; returns [K, out, in]."""
+    return errors.mT @ torch.stack(inputs) / batch
+
+
+def linear_biases(errors: Tensor, batch: int) -> Tensor:
+    """``linear_bias`` of K layers. errors: [K, B, out]; returns [K, out]."""
+    return errors.sum(1) / batch
+
+
 def matmul_weight(e: Tensor, x: Tensor, batch: int, rank: int, low: Low = None) -> Tensor:
     """ΔW of x @ W. e: [B, …, out], x: [B, …, in]; returns [in, out]."""
     if rank == 2:

@@ -266,8 +266,12 @@ class CompiledStep:
         found: dict[int, dict[str, Tensor]] = {id(self.store.all()): {}}
         parameters: dict[str, Tensor] = {}
 
+        held: dict[int, Tensor] = {}
+
         def collect(store: dict[str, Tensor], name: str, delta: Tensor, lr: float) -> None:
-            found.get(id(store), parameters)[name] = delta.to(store[name].device)
+            given = delta.clone() if id(delta) in held else delta  # what is clipped in place must not be another's too
+            held[id(delta)] = delta
+            found.get(id(store), parameters)[name] = given.to(store[name].device)
 
         loss = self._run(inputs, kwargs, target, collect)
         self.join()

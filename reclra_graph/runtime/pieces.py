@@ -23,6 +23,7 @@ from reclra_graph.ir.schedule import Free, Record, Wait
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.segments import Item, Part, Segment
 from reclra_graph.runtime.statements import name_space, part_code, part_statements, read_and_made
+from reclra_graph.runtime.synapse_store import besides
 from reclra_graph.runtime.traced import flat_tensors, optimiser_for, optimiser_memory, share_repeated
 
 FINITE = "finite"
@@ -84,7 +85,7 @@ def tensor_names(step: CompiledStep) -> tuple[str, ...]:
     labels = [item.label for item in step.plan.losses]
     return (
         *(f"P[{key}]" for key in step.storage()),
-        *(f"E[{key}]" for key in step.store.all()),
+        *(f"E[{key}]" for key in step.store.buffers()),
         *(f"S[{key}]" for key in optimiser_memory(step)),
         *step.schedule.tasks.inputs,
         *(["target"] if len(labels) == 1 else [f"T[{label}]" for label in labels]),
@@ -135,7 +136,12 @@ class _Tracing:
         read, made = read_and_made(statements)
         learned = {name[2:-1] if name[0] == "P" else f"E.{name[2:-1]}" for name in read if name[1:2] == "["}
         state = [f"S[{slot}]" for slot in self.slots if slot.rpartition("|")[0] in learned]
-        return (*read, *state), (*made, FINITE) if "check" in read else made
+        held = dict.fromkeys(map(self._buffer, read))
+        return (*held, *state), (*made, FINITE) if "check" in read else made
+
+    def _buffer(self, name: str) -> str:
+        """The name of a value, or of the buffer that a synapse is a part of."""
+        return f"E[{self.step.store.buffer_of(name[2:-1])}]" if name.startswith("E[") else name
 
     def result(self) -> dict[Piece, TracedPiece]:
         wanted = {FINITE, "loss"} | {copy.value for segment in self.cut for copy in segment.copies}
@@ -200,8 +206,10 @@ class _Tracing:
             return {name[2:-1]: value for name, value in values.items() if name.startswith(f"{letter}[")}
 
         found: dict[str, Any] = {name: value for name, value in values.items() if "[" not in name}
-        rated = optimiser_for(self.step, table("S"))
-        found |= {"P": table("P"), "E": table("E"), "optimise": rated}
+        rated, buffers = optimiser_for(self.step, table("S")), table("E")
+        synapses = self.step.store.unpacked(buffers)
+        wholes = {id(synapses[name]): value for name, value in buffers.items()}
+        found |= {"P": table("P"), "E": synapses, "optimise": rated, "beside": besides(wholes)}
         if isinstance(self.space["target"], dict):
             found["target"] = table("T")
         if self.step.plan.placement:

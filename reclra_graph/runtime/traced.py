@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.recompute import recompute
+from reclra_graph.runtime.synapse_store import besides
 
 Key = tuple[object, ...]
 
@@ -43,7 +44,7 @@ def flat_tensors(step: CompiledStep, given: Sequence[Tensor], goals: Sequence[Te
 
 def held_tensors(step: CompiledStep) -> list[Tensor]:
     """What lasts from step to step: parameters, buffers and constants, synapses, what the optimiser remembers."""
-    return [*step.storage().values(), *step.store.all().values(), *optimiser_memory(step).values()]
+    return [*step.storage().values(), *step.store.buffers().values(), *optimiser_memory(step).values()]
 
 
 def optimiser_memory(step: CompiledStep) -> dict[str, Tensor]:
@@ -73,9 +74,10 @@ def traced(
     size = batch_size(step, given, goal)
     goals = [goal] if isinstance(goal, Tensor) else list(goal.values())
     flat = flat_tensors(step, given, goals, lr)
-    keys, names, slots = list(step.storage()), list(step.store.all()), list(optimiser_memory(step))
+    keys, names, slots = list(step.storage()), list(step.store.buffers()), list(optimiser_memory(step))
     ends = list(accumulate((len(keys), len(names), len(slots), len(given))))
     seen: dict[str, Tensor] = {}
+    wholes: dict[int, Tensor] = {}
 
     def check(loss: Tensor, *inputs: Tensor) -> None:
         finite = torch.isfinite(loss)
@@ -86,16 +88,20 @@ def traced(
     def run(*tensors: Tensor) -> list[Tensor]:
         targets = list(tensors[ends[3] : -1])
         target: Any = targets[0] if isinstance(goal, Tensor) else dict(zip(goal, targets, strict=True))
+        buffers = dict(zip(names, tensors[ends[0] : ends[1]], strict=True))
         held = (
             dict(zip(keys, tensors[: ends[0]], strict=True)),
-            dict(zip(names, tensors[ends[0] : ends[1]], strict=True)),
+            step.store.unpacked(buffers),
         )
+        wholes.update({id(held[1][name]): value for name, value in buffers.items()})
         optimise = optimiser_for(step, dict(zip(slots, tensors[ends[1] : ends[2]], strict=True)))
         settings = {**step.settings(), "lr": tensors[-1]}
         loss = step.module.step(*held, *tensors[ends[2] : ends[3]], target, optimise=optimise, **settings)
         return [loss, seen["finite"]]
 
-    with _instead(step.module.__dict__, check=check, check_inputs=lambda *_: None, Lanes=_one_lane(step)):
+    with _instead(
+        step.module.__dict__, check=check, check_inputs=lambda *_: None, Lanes=_one_lane(step), beside=besides(wholes)
+    ):
         module = make_fx(torch.func.functionalize(run), tracing_mode="fake")(*flat)
     share_repeated(module)
     _guard_stores(module)

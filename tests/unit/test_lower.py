@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reclra_graph.ir.operators import Ref, references
 from reclra_graph.ir.tasks import KINDS, Call, Task, TaskGraph
 from reclra_graph.runtime.compiled import CompiledStep
-from tests.models import STEPS, batch_for, build, figure1, figure1_regions, mlp, regions_of, residual_cnn, tied
+from tests.models import STEPS, batch_for, build, figure1, figure1_regions, fresh, mlp, regions_of, residual_cnn, tied
 from tests.property.happens_before import touched
 
 
@@ -197,3 +197,15 @@ def test_an_input_called_as_an_error_is_does_not_stand_in_for_it() -> None:
     model = Named()
     step = build(model, regions_of(model, torch.zeros(4, 6)))
     assert set(step.schedule.tasks.by_name["update:1"].reads) == {"e1", "x"}
+
+
+def test_what_two_parameters_learn_alike_is_computed_once() -> None:
+    step = fresh(residual_cnn())
+    update, optimised = (step.schedule.tasks.by_name[f"{name}:1"] for name in ("update", "optimise"))
+    assert functions(update) == ["updates.conv_weight", "updates.channel_bias", "updates.batch_norm_scale"]
+    taken = {call.args[0]: call.args[1] for call in optimised.calls}
+    assert taken[Ref("P[stem.bias]")] == taken[Ref("P[norm.bias]")] == Ref("db1")
+    _, found, _ = step.deltas(*batch_for(step))
+    first, second = found["stem.bias"], found["norm.bias"]
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()  # one may be clipped in place
