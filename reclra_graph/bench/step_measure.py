@@ -244,6 +244,10 @@ class _Timing(_Measurement):
             cell = self.row["cells"][name]
             if name not in self.runs or "flops" not in cell:
                 continue
+            why = getattr(self.runs[name], "why", "")
+            if why:
+                cause = f"the step itself was timed, not this form of it: {why}"
+                self.fail(name, coded(Problem("RG809", cause, f"{self.request.case}, {name}")))
             cell["loss"], wrong = verdict(cell["losses"], begins)
             cell["sound"] = not wrong
             if wrong:

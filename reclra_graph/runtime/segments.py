@@ -132,10 +132,12 @@ class _Cutting:
                 return
             self._add(place, Part(action.task, action.lane, "first"))
         elif checks:
-            self._add(place, Part(action.task, action.lane, "first"))
+            more = task.calls[-1].function != "check"
+            self._add(place, Part(action.task, action.lane, "first" if more else ""))
             self.open[device].check = True
             self._close(device)
-            self._add(place, Part(action.task, action.lane, "second"))
+            if more:
+                self._add(place, Part(action.task, action.lane, "second"))
         else:
             self._add(place, Part(action.task, action.lane))
 

@@ -7,6 +7,7 @@ behind the other; its lanes are streams that fork from the capturing one where a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -154,7 +155,10 @@ class Capture:
                 with suppress(RuntimeError):  # a capture that failed cannot end well, but it must end
                     graph.capture_end()
                 raise
-            graph.capture_end()
+            with warnings.catch_warnings():
+                # Of a segment that only cuts inputs into micro-batches, which are views: such a graph has no kernel.
+                warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+                graph.capture_end()
         return _Launch(graph, main, segment.after, copies, segment.check)
 
     def _bring(self, copy: Copy, first: int) -> tuple[Tensor, Tensor, Any]:

@@ -176,6 +176,24 @@ def pipelines(small: bool, keep: Keep) -> dict[str, Any]:
     return {"checks": results, **times, **({"failed": ", ".join(failed)} if failed else {})}
 
 
+def fused(small: bool, keep: Keep) -> dict[str, Any]:
+    """Steps that Inductor compiles, whole, in pieces, and captured: the checks."""
+    import torch
+
+    from tests.bench.record import progress
+    from tests.gpu.checks import run_one
+    from tests.gpu.fused import all_checks
+
+    device = torch.device("cpu" if small else "cuda:0")
+    results = {}
+    for name, check in all_checks().items():
+        results[name] = run_one(check, device)
+        progress(f"{results[name]['outcome']:<8}{results[name]['seconds']:7.1f} s  {name}")
+        keep({"checks": results})
+    failed = [name for name, found in results.items() if found["outcome"] == "failed"]
+    return {"checks": results, **({"failed": ", ".join(failed)} if failed else {})}
+
+
 def fashion_mnist(small: bool, keep: Keep) -> dict[str, Any]:
     """The main job, examples/fashion_mnist.py, with the images that travel with the examples."""
     import json
@@ -206,6 +224,7 @@ PARTS = {
     "pipelines": Part(
         "micro-batches, placed regions, overlapping steps, CUDA graphs of one and several devices", 540, pipelines
     ),
+    "fused": Part("steps that Inductor compiles: whole, in pieces, captured", 540, fused, ("triton",)),
     "bench-mlp": Part("seconds per step, MLP 5×256", 240, partial(steps, "mlp"), _TYPED),
     "bench-lanes": Part(
         "seconds per step, MLP and ResNet-18 on 1, 2, 5 and 8 lanes",

@@ -7,6 +7,7 @@ that were called; they change nothing then, and are called again on the same ten
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,7 +139,8 @@ class _Recorded(TorchDispatchMode):
             if item.is_write and id(value) not in self.before:
                 self.before[id(value)] = value, value.clone()
         found = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, found))
+        if not func.is_view:
+            self.calls.append((func, args, kwargs or {}, found))
         return found
 
     def undo(self) -> None:
@@ -181,6 +183,8 @@ class Graph:
         if torch.utils._python_dispatch._get_current_dispatch_mode() is self.recorded:
             self.recorded.__exit__(None, None, None)
         self.recorded.undo()
+        if not self.recorded.calls:
+            warnings.warn("The CUDA Graph is empty.", stacklevel=2)
         held, self.cuda.capturing = self.cuda.capturing, set()
         self.cuda.log.append(f"end, {len(held)} streams")
         for number in held:

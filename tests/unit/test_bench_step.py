@@ -75,6 +75,8 @@ def test_arms_are_offered_where_they_can_run() -> None:
     assert lacks(ARMS["backprop-graphed"], case, cpu) == "needs a CUDA device"
     assert lacks(ARMS["reclra-graphed"], case, cpu) == "needs a CUDA device"
     assert lacks(ARMS["reclra-graphed"], case, cuda) == ""
+    assert lacks(ARMS["reclra-fused-graphed"], case, cpu) == "needs a CUDA device"
+    assert lacks(ARMS["reclra-fused-graphed"], case, cuda) == ""
     assert lacks(ARMS["backprop-compiled"], case, cpu) == ""
     assert lacks(ARMS["reclra-eager"], case, cpu) == ""
     assert "CompiledStep.later()" in lacks(Arm("later", step_arms.reclra_eager, method="later"), case, cpu)
@@ -133,6 +135,23 @@ def test_a_fused_step_is_built_by_its_method(monkeypatch: pytest.MonkeyPatch) ->
     assert row["passed"], row["failures"]
     assert row["cells"]["reclra-fused"]["plan"]["regions"] == 4
     assert step_of(ARMS["backprop-eager"].make(CASES["mlp"], Settings(tiny=True))) is None
+
+
+def test_what_ran_as_the_step_itself_is_no_figure_of_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unfused:
+        why = "no compiler here"
+
+        def __init__(self, step: rg.CompiledStep) -> None:
+            self.step = step
+
+        def __call__(self, inputs: Tensor, target: Tensor) -> Tensor:
+            return self.step(inputs, target)
+
+    monkeypatch.setattr(rg.CompiledStep, "fused", lambda step: Unfused(step))
+    row = measured(Request("mlp", ("reclra-fused",), rounds=3, warm_up=1, tiny=True))
+    assert not row["passed"]
+    assert [item["code"] for item in row["failures"]] == ["RG809"]
+    assert "no compiler here" in row["failures"][0]["cause"]
 
 
 def test_every_arm_begins_with_the_same_weights_and_data() -> None:
