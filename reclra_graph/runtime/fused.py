@@ -76,9 +76,7 @@ class FusedStep:
     the reason why the last call ran the step itself, or "".
     """
 
-    def __init__(
-        self, step: CompiledStep, most: int = 4, folder: Path | None = None, recompute: bool = True
-    ) -> None:
+    def __init__(self, step: CompiledStep, most: int = 4, folder: Path | None = None, recompute: bool = True) -> None:
         self.step, self.most, self.lean = step, most, recompute
         self.folder = cache_folder("fused") if folder is None else folder
         self.held: dict[Key, Fused] = {}
@@ -188,7 +186,9 @@ class FusedStep:
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
         if self.step.device.type == "cuda":
             machine = (torch.__version__, torch.cuda.get_device_name(self.step.device), 0)
-        return self.folder / digest((_VERSION, machine, tuple(_OPTIONS.items()), self.lean, self.step.source, repr(key)))
+        return self.folder / digest(
+            (_VERSION, machine, tuple(_OPTIONS.items()), self.lean, self.step.source, repr(key))
+        )
 
     @contextlib.contextmanager
     def _at_home(self, key: Key) -> Iterator[Path]:
