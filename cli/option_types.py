@@ -73,6 +73,9 @@ OverlapSteps = Annotated[
 Without = Annotated[
     list[str] | None, typer.Option("--without", help=f"An optimisation to leave out: {_one_of(OPTIMISATIONS)}.")
 ]
+Recompute = Annotated[
+    bool, typer.Option("--recompute", help="Compute activations again where they are read late: less memory.")
+]
 Device = Annotated[str, typer.Option(help="Whose costs to plan with: unit, cpu, v100, a100, h200, or a JSON file.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Measure costs on this machine; what was measured is kept.")]
 Optimizer = Annotated[str, typer.Option(help=f"{_one_of(OPTIMIZERS)}.")]

@@ -90,7 +90,8 @@ def lower_bound(jobs: Sequence[Job], lanes: int) -> int:
 
 
 def _greedy(jobs: Sequence[Job], lanes: int) -> dict[str, Placed]:
-    """Place every job as soon as a lane is free, by (urgent, longest chain of jobs that wait for it, order given).
+    """Place every job as soon as a lane is free, by (urgent, longest chain of jobs that wait for it, order given); on
+    one lane in the order given, but for jobs that are not urgent, which come right behind what they are near.
 
     A job whose ``near`` ran on a free lane goes there, which saves a hand-over; the others take the lowest free lanes.
     """
@@ -98,7 +99,11 @@ def _greedy(jobs: Sequence[Job], lanes: int) -> dict[str, Placed]:
     waits = {job.name: sum(1 for name in job.after if name in by_name) for job in jobs}
     followers = _followers(jobs)
     chain = _chains(jobs, followers)
-    order = {job.name: (not job.urgent, -chain[job.name], index) for index, job in enumerate(jobs)}
+    place = {job.name: index for index, job in enumerate(jobs)}
+    order = {job.name: (int(not job.urgent), -chain[job.name], place[job.name]) for job in jobs}
+    if lanes == 1:  # no order takes longer than another: whoever lets go of memory, an update, follows its target
+        order = {job.name: (place.get(job.near, NEVER), 1, place[job.name]) for job in jobs if not job.urgent}
+        order |= {job.name: (place[job.name], 0, 0) for job in jobs if job.urgent}
     ready = [(order[job.name], job.name) for job in jobs if waits[job.name] == 0]
     heapq.heapify(ready)
     running: list[tuple[int, str]] = []

@@ -30,6 +30,7 @@ from reclra_graph.passes.partition import partition
 from reclra_graph.passes.place import place
 from reclra_graph.passes.price import price
 from reclra_graph.passes.profile import measured_on, profile
+from reclra_graph.passes.recompute import recompute
 from reclra_graph.passes.schedule import schedule
 from reclra_graph.passes.wire import wire
 from reclra_graph.verify import verify
@@ -98,6 +99,8 @@ def compile_model(
     found = clock.run("costs", lambda: _costs(regions, options, device, batch, priced))
     plan = clock.run("wire", lambda: verify(wire(regions, options, found)))
     tasks = clock.run("lower", lambda: verify(lower(plan, options.without)))
+    if options.recompute:
+        tasks = clock.run("recompute", lambda: verify(recompute(tasks)))
     part = replace(tasks.plan, batch=-(-tasks.plan.batch // options.micro_batches))
     tasks = clock.run("price", lambda: verify(priced(replace(tasks, plan=part))))
     if options.placed or plan.placement:

@@ -62,6 +62,7 @@ def compile(  # named as torch.compile is
     placement: str = "auto",
     overlap_steps: bool = False,
     without: Sequence[str] = (),
+    recompute: bool = False,
     memory_format: str = "auto",
     autocast: str | None = None,
     device: str = "unit",
@@ -100,6 +101,8 @@ def compile(  # named as torch.compile is
         micro-batches or overlapping steps. overlap_steps: let the next step begin in regions that are updated already;
         call ``step.join()`` before you read parameters elsewhere.
     without: optimisations to leave out, of ``reclra_graph.options.OPTIMISATIONS``; the step learns the same.
+    recompute: compute activations again where targets and updates read them, instead of holding them from the forward
+        pass on: the same numbers from less memory, in a little more time (``step.fused()`` does so anyway, in less).
     memory_format: "contiguous" or "channels_last", the format of images in which the step shall be fastest (the rows of
         dense synapses follow it; any format gives the same numbers); "auto": that of the example inputs.
     autocast: "bfloat16" or "float16": products are computed in it, as torch.autocast has it on the device that the model
@@ -120,7 +123,7 @@ def compile(  # named as torch.compile is
         class_weights=class_weights, optimizer=optimizer, lr=lr, momentum=momentum, betas=betas,
         eps=eps, weight_decay=weight_decay, update=update, strict=strict, seed=seed,
         synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, micro_batches=micro_batches,
-        placement=placement, overlap_steps=overlap_steps, without=without,
+        placement=placement, overlap_steps=overlap_steps, without=without, recompute=recompute,
         memory_format=memory_format, autocast=autocast, device=device, profile=profile,
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)

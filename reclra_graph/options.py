@@ -86,9 +86,10 @@ class Options:
     micro_batches: parts that a batch is cut into; parameters learn once, from all. placement: "pipeline" gives every
     GPU regions of its own, and their part of the forward pass; "auto" does so where there are several micro-batches or
     overlapping steps. overlap_steps: let a step begin in regions that the one before has updated. without: names of
-    OPTIMISATIONS to leave out. memory_format: of images and maps, which dense synapses follow; "auto" that of the
-    example inputs. autocast: the dtype of products, one of AUTOCASTS; parameters, synapses, errors and what the
-    optimiser remembers stay float32. None: everything has the dtype that the model has.
+    OPTIMISATIONS to leave out. recompute: make activations again where they are read late. memory_format: of images
+    and maps, which dense synapses follow; "auto" that of the example inputs. autocast: the dtype of products, one of
+    AUTOCASTS; parameters, synapses, errors and what the optimiser remembers stay float32. None: everything has the
+    dtype that the model has.
     """
 
     gpus: int = 1
@@ -127,6 +128,7 @@ class Options:
     placement: str = "auto"
     overlap_steps: bool = False
     without: tuple[str, ...] = ()
+    recompute: bool = False
     memory_format: str = "auto"
     autocast: str | None = None
 

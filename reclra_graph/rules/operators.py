@@ -85,6 +85,11 @@ def _pointwise(target: str) -> bool:
     return torch.Tag.pointwise in tags
 
 
+def is_pointwise(target: str) -> bool:
+    """Whether an ATen operator works number by number, and gives the same for the same."""
+    return _pointwise(target) and not draws(target)
+
+
 def is_random(operator: Operator) -> bool:
     """Whether the operator draws random numbers."""
     return draws(operator.target)

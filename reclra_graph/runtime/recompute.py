@@ -1,7 +1,7 @@
 """A traced step that holds less: what is cheap to compute from other values is computed again where it is read late.
 
 Before:  z = relu(h);  finite = …;  e = z - y;  dW = conv_backward(e2, z)
-After:   z = relu(h);  finite = …;  e = relu(where(finite, h, 0)) - y;  dW = conv_backward(e2, relu(where(finite, h, 0)))
+After:   z = relu(h);  finite = …;  g = where(finite, h, 0);  e = relu(g) - y;  dW = conv_backward(e2, relu(g))
 
 The forward pass leaves its values to the targets and updates, which come after the loss. Of a layer with a
 normalisation these are three: what is normalised (for the update of the scale), h and z. The last two follow from the
@@ -55,6 +55,7 @@ def recompute(module: GraphModule) -> int:
     (results,) = next(node for node in graph.nodes if node.op == "output").args
     finite = results[1]
     early, late = _split(graph, finite)
+    late -= _made_before(graph, early, late)
     ways: dict[Node, _Way] = {}
     held: set[Node] = set()
     again: list[Node] = []
@@ -82,6 +83,24 @@ def _split(graph: Graph, finite: Node) -> tuple[list[Node], set[Node]]:
     nodes = list(graph.nodes)
     place = nodes.index(finite)
     return nodes[:place], {node for node in nodes[place + 1 :] if node.op == "call_function"}
+
+
+def _made_before(graph: Graph, early: list[Node], late: set[Node]) -> set[Node]:
+    """What is computed behind the loss as it was before, as in a step that was lowered with ``recompute``: removed, so
+    that there is one way for both."""
+    known = {_said(node): node for node in early if _reads(node) is not None}
+    removed: set[Node] = set()
+    for node in graph.nodes:
+        if node in late and _reads(node) is not None and _said(node) in known:
+            node.replace_all_uses_with(known[_said(node)])
+            removed.add(node)
+    for node in removed:
+        graph.erase_node(node)
+    return removed
+
+
+def _said(node: Node) -> str:
+    return f"{node.target} {node.args} {node.kwargs}"
 
 
 def _way(node: Node, ways: dict[Node, _Way], held: set[Node]) -> _Way | None:
