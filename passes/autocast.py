@@ -7,9 +7,9 @@ After:   h1 = F.linear(x.to(torch.bfloat16), …)                            # b
 
 PyTorch's own policy decides, for the kind of device that the model is on: every operator is run under autocast on
 tensors without data, and what its arguments were cast to is what they are cast to here. Parameters, buffers and
-inputs stay as they are. Regions, their paths and their rules stay as well: an error passes over a cast as it is, since
-errors are float32 everywhere (``RegionGraph.error_type``). Casts of a value belong to the region that makes it, those of
-a parameter to each region that reads it.
+inputs stay as they are. Regions, their paths and their rules stay as well: an error passes over a cast as it is, for
+errors are float32 everywhere (``RegionGraph.error_type``). Casts of a value belong to the region that makes it, those
+of a parameter to each region that reads it.
 
 Sub-modules that run as they are (opaque), and operators that want data even to say their dtype, get float32.
 """
@@ -40,6 +40,7 @@ from reclra_graph.ir.operators import (
 )
 from reclra_graph.ir.regions import Region, RegionGraph
 from reclra_graph.passes.calls import sized
+from reclra_graph.passes.quiet import hushed
 from reclra_graph.rules.operators import function, resolve
 
 Kinds = tuple[str | None, ...]
@@ -54,7 +55,8 @@ def autocast(regions: RegionGraph, dtype: str, device: str, batch: int) -> Regio
     if low:
         cause = f"{low[0].key} is {low[0].type.dtype}; autocast leaves parameters in float32 and casts what is computed"
         raise ModelError(Problem("RG405", cause, "autocast", "Give the model in float32: model.float()."))
-    return _Casting(regions, dtype, device, batch).run()
+    with hushed():
+        return _Casting(regions, dtype, device, batch).run()
 
 
 class _Casting:

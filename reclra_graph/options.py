@@ -85,8 +85,8 @@ class Options:
     GPU regions of its own, and their part of the forward pass; "auto" does so where there are several micro-batches or
     overlapping steps. overlap_steps: let a step begin in regions that the one before has updated. without: names of
     OPTIMISATIONS to leave out. memory_format: of images and maps, which dense synapses follow; "auto" that of the
-    example inputs. autocast: the dtype of products, one of AUTOCASTS; parameters, synapses, errors and what the optimiser
-    remembers stay float32. None: everything has the dtype that the model has.
+    example inputs. autocast: the dtype of products, one of AUTOCASTS; parameters, synapses, errors and what the
+    optimiser remembers stay float32. None: everything has the dtype that the model has.
     """
 
     gpus: int = 1

@@ -91,9 +91,7 @@ def layer_norm_shift(e: Tensor, batch: int, rank: int, shape: tuple[int, ...]) -
     return e.sum(tuple(range(rank - len(shape)))) / batch
 
 
-def group_norm_scale(
-    e: Tensor, x: Tensor, batch: int, rank: int, groups: int, eps: float, low: Low = None
-) -> Tensor:
+def group_norm_scale(e: Tensor, x: Tensor, batch: int, rank: int, groups: int, eps: float, low: Low = None) -> Tensor:
     """Δγ = Σ e x̂, x̂ normalised within groups of channels. e, x: [B, C, …]; returns [C]."""
     normal = torch.ops.aten.group_norm.default(raised(x, low), groups, None, None, eps)
     delta: Tensor = (e * normal).sum((0, *range(2, rank))) / batch
