@@ -86,7 +86,7 @@ def _rate(plan: WiringPlan) -> tuple[Argument, ...]:
 
 def _low(plan: WiringPlan) -> tuple[tuple[str, Argument], ...]:
     """The precision of products, as a keyword argument of rules."""
-    low = plan.regions.graph.autocast
+    low = plan.regions.low
     return (("low", low),) if low else ()
 
 

@@ -124,9 +124,12 @@ def test_other_dtypes_are_refused(value: object) -> None:
     refused(rg.UsageError, lambda: compiled(autocast=value), "RG405")
 
 
-def test_parameters_in_a_low_precision_are_refused() -> None:
-    x = batch()[0].bfloat16()
-    refused(rg.ModelError, lambda: rg.compile(net().bfloat16(), x, autocast="bfloat16"), "RG405")
+def test_masters_are_wanted() -> None:
+    x, target = batch()
+    refused(rg.ModelError, lambda: rg.compile(net().bfloat16(), x.bfloat16(), autocast="bfloat16"), "RG121")
+    plain, step = (rg.compile(net().double(), x.double(), autocast=low) for low in (None, "float16"))
+    assert torch.equal(step(x.double(), target), plain(x.double(), target))  # as torch.autocast leaves float64 alone
+    assert all(torch.equal(value, snapshot(plain)[key]) for key, value in snapshot(step).items())
 
 
 def test_the_command_line(reclra: Call) -> None:
@@ -206,3 +209,24 @@ def test_modules_that_run_as_they_are_get_float32() -> None:
     losses = [float(step(inputs, target)) for _ in range(5)]
     assert losses[-1] < losses[0]
     assert {key for key in changed(step, before) if key.startswith("P.")} == {key for key in before if key[:2] == "P."}
+
+
+def test_tables_of_positions_stay_float32() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("rate", torch.arange(1.0, 5.0)[None])
+
+        def forward(self, x: Tensor) -> Tensor:
+            place = torch.arange(x.shape[1], dtype=torch.float32)[:, None]
+            with torch.autocast("cpu", enabled=False):
+                table = (place @ self.rate).cos()
+            logits: Tensor = self.layer(x * table).mean(1)
+            return logits
+
+    graph = explain_model(Turned(), (torch.zeros(2, 5, 4),), {})
+    found = autocast(graph, "bfloat16", "cpu", 2).graph
+    dtypes = {item.target: item.type.dtype for item in found.operators if item.type is not None}
+    assert (dtypes["aten.matmul.default"], dtypes["aten.linear.default"]) == ("float32", "bfloat16")
+    refused(rg.UsageError, lambda: autocast(graph, "bfloat16", "meta", 2), "RG405")
