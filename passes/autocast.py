@@ -7,11 +7,13 @@ After:   h1 = F.linear(x.to(torch.bfloat16), …)                            # b
 
 PyTorch's own policy decides, for the kind of device that the model is on: every operator is run under autocast on
 tensors without data, and what its arguments were cast to is what they are cast to here. Parameters, buffers and
-inputs stay as they are. Regions, their paths and their rules stay as well: an error passes over a cast as it is, since
-errors are float32 everywhere (``RegionGraph.error_type``). Casts of a value belong to the region that makes it, those of
-a parameter to each region that reads it.
+inputs stay as they are. Regions, their paths and their rules stay as well: an error passes over a cast as it is, for
+errors are float32 everywhere (``RegionGraph.error_type``). Casts of a value belong to the region that makes it, those
+of a parameter to each region that reads it.
 
-Sub-modules that run as they are (opaque), and operators that want data even to say their dtype, get float32.
+Sub-modules that run as they are (opaque), and operators that want data even to say their dtype, get float32. So does
+what comes of buffers and sizes alone: tables of positions, which models compute with autocast switched off; a captured
+graph does not tell where that was.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reclra_graph.errors import ModelError, Problem
+from reclra_graph.errors import Problem, UsageError
 from reclra_graph.ir.operators import (
     CAST,
     LOW,
@@ -40,6 +42,7 @@ from reclra_graph.ir.operators import (
 )
 from reclra_graph.ir.regions import Region, RegionGraph
 from reclra_graph.passes.calls import sized
+from reclra_graph.passes.quiet import hushed
 from reclra_graph.rules.operators import function, resolve
 
 Kinds = tuple[str | None, ...]
@@ -48,13 +51,12 @@ Kinds = tuple[str | None, ...]
 
 def autocast(regions: RegionGraph, dtype: str, device: str, batch: int) -> RegionGraph:
     """The regions with products in ``dtype``, "bfloat16" or "float16", as autocast has it on a ``device`` ("cpu",
-    "cuda"). ``batch``: a batch size that the graph takes. Raises ModelError RG405 where a parameter that learns is in a
-    low precision itself."""
-    low = [item for item in regions.graph.parameters if item.learns and item.type.dtype in LOW]
-    if low:
-        cause = f"{low[0].key} is {low[0].type.dtype}; autocast leaves parameters in float32 and casts what is computed"
-        raise ModelError(Problem("RG405", cause, "autocast", "Give the model in float32: model.float()."))
-    return _Casting(regions, dtype, device, batch).run()
+    "cuda"); float64 stays float64. ``batch``: a batch size that the graph takes. Raises UsageError RG405 where PyTorch
+    has no autocast."""
+    if not torch.amp.is_autocast_available(device):
+        raise UsageError(Problem("RG405", f"PyTorch has no autocast for the device {device!r}", "autocast"))
+    with hushed():
+        return _Casting(regions, dtype, device, batch).run()
 
 
 class _Casting:
@@ -171,49 +173,52 @@ class _Casting:
         sizes = {name: self.sizes[name] for name in operator.reads if name in self.sizes}
         shapes = tuple(self.types[name] for name in places)
         args, kwargs = _renamed(operator.args, short), _renamed(operator.kwargs, short)
-        key = (operator.target, args, kwargs, shapes, tuple(sizes.items()))
+        table = operator.name in self.graph.without_data and operator.name not in self.graph.derived
+        key = (operator.target, args, kwargs, shapes, tuple(sizes.items()), table)
         if key not in self.known:
-            self.known[key] = self._asked(operator, args, kwargs, [*shapes], sizes)
+            asked = operator.target != OPAQUE and not table
+            self.known[key] = self._asked(operator, args, kwargs, [*shapes], sizes, asked)
         return self.known[key]
 
     def _asked(
-        self, operator: Operator, args: Any, kwargs: Any, kinds: list[TensorType], sizes: dict[str, int]
+        self, operator: Operator, args: Any, kwargs: Any, kinds: list[TensorType], sizes: dict[str, int], casts: bool
     ) -> tuple[dict[int, str], Kinds]:
         floats = [index for index, kind in enumerate(kinds) if kind.dtype in ("float32", *LOW)]
         raised = {index: "float32" for index in floats if kinds[index].dtype != "float32"}
         usual: Kinds = tuple(kind.dtype if kind else None for kind in operator.types or (operator.type,))
-        if operator.target == OPAQUE or not floats:
+        if not casts or not floats:
             return raised, usual
 
-        def run(casts: dict[int, str], under: bool) -> tuple[dict[int, str], Kinds] | None:
+        def run(made: dict[int, str], under: bool) -> tuple[dict[int, str], Kinds] | None:
             """What is cast under autocast of tensors that are cast already, and the dtypes of the results; None where
             the operator does not take them."""
             shapes = [tuple(sized(size, self.batch) for size in kind.shape) for kind in kinds]
-            dtypes = [getattr(torch, casts.get(index, kind.dtype)) for index, kind in enumerate(kinds)]
+            dtypes = [getattr(torch, made.get(index, kind.dtype)) for index, kind in enumerate(kinds)]
             with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-                made = [torch.empty(s, dtype=d, device=self.device) for s, d in zip(shapes, dtypes, strict=True)]
-                values = {f"a{index}": value for index, value in enumerate(made)} | sizes
+                given = [torch.empty(s, dtype=d, device=self.device) for s, d in zip(shapes, dtypes, strict=True)]
+                values = {f"a{index}": value for index, value in enumerate(given)} | sizes
                 try:
-                    given = [resolve(item, values, torch.device(self.device)) for item in args]
+                    plain = [resolve(item, values, torch.device(self.device)) for item in args]
                     named = {name: resolve(item, values, torch.device(self.device)) for name, item in kwargs}
                     with _Seen() as seen, _casting(self.device, self.dtype, under):
-                        result = function(operator.target)(*given, **named)
+                        result = function(operator.target)(*plain, **named)
                 except Exception:  # every operator has its own way to refuse; the caller asks for something else then
                     return None
                 results = result if isinstance(result, (tuple, list)) else (result,)
-                found = {index: seen.casts[id(value)] for index, value in enumerate(made) if id(value) in seen.casts}
+                found = {index: seen.casts[id(value)] for index, value in enumerate(given) if id(value) in seen.casts}
             return found, tuple(
                 str(item.dtype).removeprefix("torch.") if isinstance(item, Tensor) else None for item in results
             )
 
         asked = run({}, True)
         if asked is not None:
+            # By its dtype a result tells what was computed in which; operators that promote by themselves need no cast.
             # Composite operators (einsum) cast what they make of their arguments: casting these comes to the same.
             lowered = {index: self.dtype for index in floats if kinds[index].dtype != self.dtype}
-            for casts in (asked[0], lowered, raised):
-                plain = run(casts, False)
+            for made in ({}, asked[0], lowered, raised):
+                plain = run(made, False)
                 if plain is not None and plain[1] == asked[1]:
-                    return casts, plain[1]
+                    return made, plain[1]
         plain = run(raised, False)
         return raised, usual if plain is None else plain[1]
 

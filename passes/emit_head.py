@@ -49,6 +49,8 @@ def head_text(schedule: Schedule, stamp: str) -> str:
     held = any(buffer.constant for buffer in graph.buffers)
     notes = [] if graph.frontend == "export" else [f"\nCaptured with a fixed batch size ({graph.frontend})."]
     notes += [f"\n{plain(note)}" for note in graph.notes]
+    if graph.autocast:
+        notes.append(f"\nProducts are computed in {graph.autocast}; P, E and all errors stay float32.")
     lanes = f"{len(schedule.lanes)} lanes" if len(schedule.lanes) > 1 else "one lane"
     docstring = template.DOCSTRING.format(
         model=plain(graph.model), version=VERSION, digest=stamp, wiring=plain(plan.wiring), depth=plan.depth,

@@ -81,7 +81,7 @@ def rate(plan: WiringPlan) -> tuple[Argument, ...]:
 
 def low(plan: WiringPlan) -> tuple[tuple[str, Argument], ...]:
     """The precision of products, as a keyword argument of rules."""
-    low = plan.regions.graph.autocast
+    low = plan.regions.low
     return (("low", low),) if low else ()
 
 

@@ -105,8 +105,8 @@ def compile(  # named as torch.compile is
         pass on: the same numbers from less memory, in a little more time (``step.fused()`` does so anyway, in less).
     memory_format: "contiguous" or "channels_last", the format of images in which the step shall be fastest (the rows of
         dense synapses follow it; any format gives the same numbers); "auto": that of the example inputs.
-    autocast: "bfloat16" or "float16": products are computed in it, as torch.autocast has it on the device that the model
-        is on, while parameters, synapses, errors and what the optimiser remembers stay float32.
+    autocast: "bfloat16" or "float16": products are computed in it, as torch.autocast has it on the device that the
+        model is on, while parameters, synapses, errors and what the optimiser remembers stay float32.
     device: the kind of device that costs are those of: "cpu", "v100", "a100", "h200", a JSON file that describes one
         (docs/architecture.md), or "unit", the paper's unit-cost model. profile: measure costs on the model's own device
         instead; what was measured is kept in the user's cache folder.

@@ -72,7 +72,7 @@ class _Step:
         self.modules = modules
         self.plan, self.parameters, self.synapses, self.y = plan, parameters, synapses, y
         self.graph, self.regions = plan.regions.graph, plan.regions.regions
-        self.low = self.graph.autocast or None
+        self.low = plan.regions.low or None
         self.batch = next(
             value.shape[0]
             for item, value in zip(self.graph.inputs, inputs, strict=True)

@@ -241,7 +241,7 @@ class OperatorGraph:
         return bool(self.autocast) and name in self.types and self.types[name].dtype in LOW
 
     def cast_from(self, name: str) -> tuple[str, ...]:
-        """A value, and under autocast the values of other floating-point dtypes that casts made it of, nearest first."""
+        """A value, and under autocast the values of other floating-point dtypes it was cast from, nearest first."""
         found = [name]
         while self.autocast and name in self.by_name and self.by_name[name].target == CAST:
             name = self.by_name[name].reads[0]

@@ -104,6 +104,11 @@ class RegionGraph:
         return TensorType(kind.shape, "float32") if self.graph.is_low(post) else kind
 
     @property
+    def low(self) -> str:
+        """The precision in which errors are sent and synapses learn, where autocast lowers float32; else ""."""
+        return self.graph.autocast if self.synapse_dtype == "float32" else ""
+
+    @property
     def synapse_dtype(self) -> str:
         """The dtype of all error synapses: that of the first output's error."""
         return self.error_type(self.output).dtype

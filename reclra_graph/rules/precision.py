@@ -31,7 +31,7 @@ def unit(v: Tensor, terms: int | float = 1) -> Tensor:
     would else leave float16's range. Returns a 0-dim float32 tensor. (The emitted file has this function as text,
     ``template.UNIT``.)"""
     if has_torch_function_unary(v):  # it is being printed, not computed: as a call of the emitted file's own function
-        return handle_torch_function(unit, (v,), v, terms)  # type: ignore[no-any-return]
+        return handle_torch_function(unit, (v,), v, terms)
     size = (v.abs().amax().float() * (1 + terms / _RANGE)).clamp(min=_TINY)
     scale: Tensor = torch.frexp(size)[0] / size
     return scale

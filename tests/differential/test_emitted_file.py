@@ -168,10 +168,17 @@ def model(kind: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     return Convolutional().double(), torch.randn(4, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
 
 
-@pytest.mark.parametrize("kind", ["mlp", "convolutional"])
-def test_it_trains_alone_with_every_autograd_entry_point_raising(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "autocast"),
+    [("mlp", None), ("convolutional", None), ("mlp", "float16"), ("convolutional", "bfloat16")],
+)
+def test_it_trains_alone_with_every_autograd_entry_point_raising(
+    kind: str, autocast: str | None, tmp_path: Path
+) -> None:
     net, x, target = model(kind)
-    step = rg.compile(net, (x,), gpus=3, lr=RATES["lr"], beta=RATES["beta"], gamma=RATES["gamma"])
+    if autocast is not None:
+        net, x = net.float(), x.float()
+    step = rg.compile(net, (x,), gpus=3, lr=RATES["lr"], beta=RATES["beta"], gamma=RATES["gamma"], autocast=autocast)
     (tmp_path / "step.py").write_text(step.source)
     torch.save(
         {

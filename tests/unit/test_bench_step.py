@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,6 +121,18 @@ def test_ablation_names_the_arms_itself() -> None:
     assert not settings.problems()
     wrong = step_bench.Settings(ablate=True, arms=("reclra-eager",), formats=("rows",)).problems()
     assert [item.place for item in wrong] == ["--arms", "--formats"]
+
+
+def test_cases_in_bfloat16_are_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    low = replace(CASES["mlp"], name="mlp-low", dtype="bfloat16")
+    monkeypatch.setitem(CASES, "mlp-low", low)
+    row = measured(Request("mlp-low", EAGER, rounds=3, warm_up=1, tiny=True))
+    assert row["passed"], row["failures"]
+    assert all(cell["sound"] for cell in row["cells"].values())
+    step = step_of(ARMS["reclra-eager"].make(low, Settings(tiny=True)))
+    assert step is not None
+    assert step.plan.regions.graph.autocast == "bfloat16"
+    assert lacks(ARMS["reclra-graphed"], CASES["resnet50-224"], "cuda") == ""
 
 
 def test_a_fused_step_is_built_by_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
