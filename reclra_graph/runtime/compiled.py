@@ -232,8 +232,7 @@ class CompiledStep:
 
     def graphed(self, fused: bool = False) -> GraphedStep:
         """This step by CUDA graphs, as far as it can be captured: call the result as you would call the step.
-
-        fused: whether Inductor compiles what is captured, piece by piece.
+        ``fused``: whether Inductor compiles what is captured, piece by piece.
 
         Raises UsageError RG606 where the model is not on a CUDA device."""
         from reclra_graph.runtime.graphed import GraphedStep  # which needs this file
@@ -243,11 +242,9 @@ class CompiledStep:
 
     def fused(self, recompute: bool = True) -> FusedStep:
         """This step compiled by Inductor, where it can be: call the result as you would call the step. The first call
-        with a shape compiles; what was compiled is kept on disk.
-
-        It is compiled as a whole; on CUDA with several lanes, in a piece for all that a lane does between two points
-        where lanes are ordered. ``recompute``: what is compiled as a whole computes activations again behind the loss,
-        instead of holding them until then (``runtime/recompute.py``)."""
+        with a shape compiles; what was compiled is kept on disk. On CUDA with several lanes there is a piece for all
+        that a lane does between two points where lanes are ordered; else the step is one, and ``recompute`` lets it
+        compute activations again behind the loss, instead of holding them until then (``runtime/recompute.py``)."""
         from reclra_graph.runtime.fused import FusedStep  # which needs this file
         from reclra_graph.runtime.pieced import PiecedStep
 

@@ -8,6 +8,7 @@ behind the other; its lanes are streams that fork from the capturing one where a
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def spread(
     return _Statements(step, given, goal, places).result()
 
 
-class Capture:
+class Capture(ABC):
     """Captures a step's segments one by one; what is done in them, and where values are, those who inherit know."""
 
     def __init__(
@@ -113,27 +114,26 @@ class Capture:
         for lane in sorted(places):
             self.queues[lane] = torch.cuda.Stream(self.devices[lane])  # type: ignore[no-untyped-call]
             self.pools.setdefault(places[lane], torch.cuda.graph_pool_handle())
-        self.lane = 0
 
+    @abstractmethod
     def entries(self, segment: Segment) -> Sequence[Any]:
         """What a segment does, in order: work, records, waits and frees."""
-        raise NotImplementedError
 
+    @abstractmethod
     def work(self, item: Any) -> None:
         """Do a piece of work of ``entries``, on the current stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def value(self, name: str) -> Tensor:
         """The tensor behind one of the plan's names, ``"loss"`` or ``"finite"``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bring(self, copy: Copy, source: Tensor, target: Tensor) -> None:
         """Let a lane read ``target`` for what another made as ``source``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forget(self, names: Sequence[str]) -> None:
         """Let go of values."""
-        raise NotImplementedError
 
     def result(self) -> Spread:
         """The captured step."""
@@ -145,7 +145,7 @@ class Capture:
 
     def _segment(self, segment: Segment) -> _Launch:
         lanes = [lane for lane in sorted(self.places) if self.places[lane] == segment.device]
-        copies = [self._bring(copy, lanes[0]) for copy in segment.copies]
+        copies = [self._bring(copy) for copy in segment.copies]
         graph, main = torch.cuda.CUDAGraph(), self.queues[lanes[0]]
         with torch.cuda.stream(main):
             graph.capture_begin(pool=self.pools[segment.device])
@@ -161,7 +161,7 @@ class Capture:
                 graph.capture_end()
         return _Launch(graph, main, segment.after, copies, segment.check)
 
-    def _bring(self, copy: Copy, first: int) -> tuple[Tensor, Tensor, Any]:
+    def _bring(self, copy: Copy) -> tuple[Tensor, Tensor, Any]:
         """A tensor of the lane's own for a value of another device, and how it gets there."""
         source = self.value(copy.value)
         home = self.devices[copy.lane]
