@@ -81,6 +81,13 @@ def test_lanes_without_work_are_left_out() -> None:
     assert not any(isinstance(action, (Wait, Record, Copy)) for action in schedule_for(1).actions)
 
 
+def test_on_one_lane_every_update_follows_its_target() -> None:
+    slots = [slot.group for slot in schedule_for(1).slots]
+    for place, group in enumerate(slots):
+        if group.startswith("update:") and group.replace("update", "target") in slots:
+            assert slots[place - 1] == group.replace("update", "target")
+
+
 def test_waves_of_deeper_wirings() -> None:
     schedule = schedule_for(3, wiring="chain")
     assert [[region for region, _ in wave] for wave in schedule.waves] == [[8], [7], [6], [5], [4], [3], [2], [1]]
