@@ -212,10 +212,12 @@ class _Casting:
 
         asked = run({}, True)
         if asked is not None:
-            # By its dtype a result tells what was computed in which; operators that promote by themselves need no cast.
-            # Composite operators (einsum) cast what they make of their arguments: casting these comes to the same.
+            # Composite operators (einsum) cast what they make of their arguments: casting these comes to the same. That
+            # no cast was seen counts where the dtypes of the results agree: tensors without data mix dtypes that others
+            # do not.
             lowered = {index: self.dtype for index in floats if kinds[index].dtype != self.dtype}
-            for made in ({}, asked[0], lowered, raised):
+            tries: tuple[dict[int, str], ...] = (asked[0], lowered, raised)
+            for made in ({},) if operator.target == CAST else tries:
                 plain = run(made, False)
                 if plain is not None and plain[1] == asked[1]:
                     return made, plain[1]
