@@ -53,6 +53,8 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     writer.line(f"check_inputs({{{given}}}, target, *{first}.shape[:1])")
     part = f" // {schedule.tasks.micro_batches}" if schedule.tasks.micro_batches > 1 else ""
     writer.line(f"B, device = {first}.shape[0]{part}, {first}.device")
+    if schedule.tasks.shared:
+        writer.line("complete(E, device)")
     if len(schedule.lanes) > 1:
         writer.line("lanes = Lanes(device)")
         writer.line("lane, record, wait, here = lanes.lane, lanes.record, lanes.wait, lanes.here")

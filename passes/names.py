@@ -21,7 +21,7 @@ RESERVED = frozenset(
         "check", "check_inputs", "lane_device", "contextlib", "opaque",
         "opaque_vjp", "PLAN", "SYNAPSES", "INPUTS", "TARGETS", "LANES", "SMALLEST_BATCH", "Lanes", "aten", "math",
         "operator", "constants", "record", "wait", "lane", "self", "print", "device", "implicit", "implicit_key",
-        "settle", "SHARED", "beside", "BESIDE", "unit",
+        "settle", "complete", "SHARED", "beside", "lay_out", "BESIDE", "unit",
     }
 )  # fmt: skip
 

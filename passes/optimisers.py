@@ -26,7 +26,7 @@ _STATE = '''
         """What is remembered of a parameter or a synapse, zeros at first; it follows to another device."""
         key = ("E." if name in SYNAPSES else "") + f"{name}|{slot}"
         if key not in self.state:
-            self.state[key] = value.new_zeros((), dtype=torch.float64) if slot == "t" else torch.zeros_like(value)
+            self.state[key] = value.new_zeros((), dtype=torch.float64) if slot[0] == "b" else torch.zeros_like(value)
         if self.state[key].device != value.device:
             self.state[key] = self.state[key].to(value.device)
         return self.state[key]
@@ -53,17 +53,17 @@ momentum = Momentum()
 
 _ADAMW = (
     '''class AdamW:
-    """m and v are running means of delta and of its square; store[name] moves by lr * m / (sqrt(v) + eps), both without
-    their bias towards zero, as torch.optim.AdamW."""
+    """m and v are running means of delta and of its square, b1 and b2 those of ones, by which the two are divided, since
+    all begin at zero; store[name] moves by lr * m / (sqrt(v) + eps), as torch.optim.AdamW."""
 
-    slots = ("t", "m", "v")
+    slots = ("b1", "b2", "m", "v")
 '''
     + _STATE
-    + """        t = self.kept(value, name, "t").add_(1)
+    + """        b1 = self.kept(value, name, "b1").mul_({first}).add_(1 - {first})
+        b2 = self.kept(value, name, "b2").mul_({second}).add_(1 - {second})
         m = self.kept(value, name, "m").lerp_(delta, 1 - {first})
         v = self.kept(value, name, "v").mul_({second}).addcmul_(delta, delta, value=1 - {second})
-        size = v.sqrt() / (1 - {second}**t).sqrt() + {eps}
-        value.sub_(lr / (1 - {first}**t) * (m / size))
+        value.sub_(lr / b1 * (m / (v.sqrt() / b2.sqrt() + {eps})))
 
 
 adamw = AdamW()

@@ -18,7 +18,7 @@ from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.tasks import TaskGraph
-from reclra_graph.options import Options
+from reclra_graph.options import TOGETHER, Options
 from reclra_graph.passes.autocast import autocast
 from reclra_graph.passes.capture import capture
 from reclra_graph.passes.costs import batch_size, device_costs, unit_costs
@@ -138,7 +138,7 @@ def _costs(
         options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False, synapse_memory=None, gpu_memory=None
     )
     flat = replace(wire(regions, plain, units), device=device, batch=batch)
-    return device_costs(priced(lower(flat, options.without)))
+    return device_costs(priced(lower(flat, (*options.without, *TOGETHER))))
 
 
 def explain_model(

@@ -201,6 +201,14 @@ def lay_out(E):
 '''
 
 SETTLE = '''
+def complete(E, device):
+    """Give E the matrices of SHARED that it does not have, as when it comes from a saved step: identities."""
+    for matrix, names in SHARED.items():
+        if matrix not in E:
+            columns, home = E[names[0]].shape[1], lane_device(SYNAPSES[matrix][2], device)
+            E[matrix] = torch.eye(columns, dtype=E[names[0]].dtype, device=home)
+
+
 def settle(E):
     """Multiply what the matrices of SHARED have learned into their synapses, which then are what acts; the matrices
     begin anew. Nothing changes for the steps that follow, but for rounding: call it before you read E, or save it."""

@@ -26,6 +26,8 @@ OPTIMISATIONS = ("straight", "factors", "shared", "batch", "group")
 updates that need no such error (``factors``), one matrix that learns for all dense synapses of a source (``shared``),
 and on a GPU one product for all synapses that leave a region (``batch``), and one for the updates of layers of one size
 (``group``)."""
+TOGETHER = ("shared", "batch", "group")
+"""Those over several regions. The planner, which adds up what regions cost one by one, leaves them out of account."""
 
 
 @dataclass(frozen=True)

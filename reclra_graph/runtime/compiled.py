@@ -317,7 +317,7 @@ class CompiledStep:
             if slot not in slots or name not in learned:
                 cause = f"the plan's optimiser, {self.plan.rates.optimizer}, has no {key}"
                 problems.append(Problem("RG605", cause, key))
-            elif value.shape != (() if slot == "t" else learned[name].shape):
+            elif value.shape != (() if slot[0] == "b" else learned[name].shape):
                 cause = f"{key} is {tuple(value.shape)} in the state, and {name} {tuple(learned[name].shape)}"
                 problems.append(Problem("RG605", cause, key))
             else:

@@ -116,6 +116,7 @@ space = {"__name__": "emitted", "__file__": str(folder / "step.py")}
 exec(compile((folder / "step.py").read_text(), str(folder / "step.py"), "exec"), space)
 P, E = data["P"], data["E"]
 losses = [space["step"](P, E, data["x"], data["target"], **rates) for _ in range(steps)]
+space.get("settle", lambda E: None)(E)
 assert all(value.grad_fn is None and value.grad is None for value in (*P.values(), *E.values(), *losses))
 loaded = sorted(name for name in sys.modules if name.split(".")[0] in ("reclra_graph", "passes", "cli"))
 assert not loaded, loaded

@@ -31,14 +31,17 @@ def test_assign_grads_gives_the_steps_own_directions(make: Callable[[], Compiled
         for value in step.synapses.values():
             assert value.grad is not None
             value.sub_(value.grad, alpha=step.lr)
-    assert changed(step, snapshot(twin)) == set()
+    # Synapses that learn together move by E M there, by E and ΔE here: alike but for rounding.
+    assert changed(step, snapshot(twin)) <= {f"E.{name}" for name in step.schedule.tasks.matrices}
+    for name, value in step.synapses.items():
+        torch.testing.assert_close(value, twin.synapses[name])
     # Set, not added to.
     rg.assign_grads(step, x, target)
     rg.assign_grads(twin, x, target)
     for mine, theirs in zip(step.model.parameters(), twin.model.parameters(), strict=True):
         assert mine.grad is not None
         assert theirs.grad is not None
-        assert same(mine.grad, theirs.grad)
+        torch.testing.assert_close(mine.grad, theirs.grad)
 
 
 def test_frozen_parameters_get_no_gradient() -> None:
