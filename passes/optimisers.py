@@ -53,8 +53,8 @@ momentum = Momentum()
 
 _ADAMW = (
     '''class AdamW:
-    """m and v are running means of delta and of its square, b1 and b2 those of ones, by which the two are divided, since
-    all begin at zero; store[name] moves by lr * m / (sqrt(v) + eps), as torch.optim.AdamW."""
+    """m and v are running means of delta and of its square, b1 and b2 those of ones: m / b1 and v / b2 have no bias
+    towards zero. store[name] moves by lr * m / (sqrt(v) + eps) of these, as torch.optim.AdamW."""
 
     slots = ("b1", "b2", "m", "v")
 '''
