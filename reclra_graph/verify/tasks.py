@@ -75,9 +75,10 @@ def _parameters(tasks: TaskGraph) -> Iterator[Problem]:
         if f"P[{key}]" not in written:
             yield Problem("RG501", f"{key} learns, but no task updates it", key)
     for edge in tasks.plan.edges:
+        if edge.rule == "fixed":
+            continue
         matrix = tasks.matrices.get(edge.name)
-        learns = matrix.name if matrix else what_learns(tasks.plan, edge)
-        if edge.rule != "fixed" and f"E[{learns}]" not in written:
+        if f"E[{matrix.name if matrix else what_learns(tasks.plan, edge)}]" not in written:
             yield Problem(
                 "RG501", f"synapse {edge.name} learns by {edge.rule}, but no task updates it", f"edge {edge.name}"
             )

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from reclra_graph.errors import VerificationError
+from reclra_graph.ir.homes import homes
 from reclra_graph.ir.schedule import Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.verify import verify
@@ -178,6 +179,8 @@ def test_synapses_are_read_on_the_lane_that_owns_them(number: int) -> None:
     schedule = random_schedule(number)
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
     owner = {edge.name: lane_of[f"target:{edge.target}"] for edge in schedule.tasks.plan.edges}
+    home = homes(schedule.tasks, lane_of)  # of the matrices through which synapses learn
+    owner |= {matrix.name: home[f"E[{matrix.name}]"] for matrix in schedule.tasks.matrices.values()}
     copied = {(action.value, action.lane) for action in schedule.actions if isinstance(action, Copy)}
     for task in schedule.tasks.tasks:
         for storage in task.reads:

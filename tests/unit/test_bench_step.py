@@ -132,7 +132,7 @@ def test_cases_in_bfloat16_are_of_both_kinds(monkeypatch: pytest.MonkeyPatch) ->
     step = step_of(ARMS["reclra-eager"].make(low, Settings(tiny=True)))
     assert step is not None
     assert step.plan.regions.graph.autocast == "bfloat16"
-    assert lacks(ARMS["reclra-graphed"], CASES["resnet50-224"], "cuda") == ""
+    assert lacks(ARMS["reclra-graphed"], CASES["resnet50-224"], Settings("cuda", tiny=True)) == ""
 
 
 def test_a_fused_step_is_built_by_its_method(monkeypatch: pytest.MonkeyPatch) -> None:
