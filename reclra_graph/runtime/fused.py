@@ -25,9 +25,13 @@ Key = tuple[Any, ...]
 
 _VERSION = 2
 """Of the files in the cache."""
-OPTIONS = {"fallback_random": True}
-"""Of Inductor: random numbers are those that the step itself would draw."""
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def inductor_options(device: torch.device) -> dict[str, Any]:
+    """Inductor's: random numbers are those that the step itself would draw; on the CPU what calls the kernels is
+    machine code, too, since Python takes longer than the kernels of a small step."""
+    return {"fallback_random": True, "cpp_wrapper": device.type == "cpu"}
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class FusedStep:
             raise refusal(error) from None
         flat = flat_tensors(self.step, given, [goal] if isinstance(goal, Tensor) else list(goal.values()), self.rate[1])
         tensors: list[Any] = [flat[index] for index in found.used]
-        with self._at_home(key) as home, config.patch(OPTIONS), torch.no_grad():
+        with self._at_home(key) as home, config.patch(inductor_options(self.step.device)), torch.no_grad():
             run = standalone_compile(found.module, tensors, dynamic_shapes="from_example_inputs")
             with contextlib.suppress(Exception):  # what cannot be kept is compiled again next time
                 run.save(path=str(home / "step.bin"), format="binary")
@@ -203,7 +207,15 @@ class FusedStep:
         machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
         if self.step.device.type == "cuda":
             machine = (torch.__version__, torch.cuda.get_device_name(self.step.device), 0)
-        said = (_VERSION, machine, tuple(OPTIONS.items()), self.lean, self.step.source, repr(key), *self.extra)
+        said = (
+            _VERSION,
+            machine,
+            tuple(inductor_options(self.step.device).items()),
+            self.lean,
+            self.step.source,
+            repr(key),
+            *self.extra,
+        )
         return self.folder / digest(said)
 
     @contextlib.contextmanager

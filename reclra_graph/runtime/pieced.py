@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reclra_graph.ir.schedule import Copy, Free, Record
 from reclra_graph.runtime.compiled import CompiledStep
-from reclra_graph.runtime.fused import OPTIONS, Fused, FusedStep, Key, refusal
+from reclra_graph.runtime.fused import Fused, FusedStep, Key, inductor_options, refusal
 from reclra_graph.runtime.pieces import (
     FINITE,
     Piece,
@@ -195,7 +195,7 @@ class PiecedStep(FusedStep):
         cut = self._cut()
         found = trace_pieces(self.step, given, goal, self.rate[1], cut)
         made, saved = {}, []
-        with self._at_home(key) as home, config.patch(OPTIONS), torch.no_grad():
+        with self._at_home(key) as home, config.patch(inductor_options(self.step.device)), torch.no_grad():
             for number, (piece, traced) in enumerate(found.items()):
                 run = self._machine_code(traced)
                 made[piece] = Made(run, traced.inputs, traced.outputs)
