@@ -138,7 +138,7 @@ CASES: dict[str, Case] = {
             bar=None,
             devices=("cpu",),
         ),
-        Case("resnet50", "ResNet-50, 64×64", _resnet50(64, 10), bar=1.4),
+        Case("resnet50", "ResNet-50, 64×64", _resnet50(64, 10), lr=0.001, bar=1.4),
         Case("vit-tiny", "ViT-Tiny, 64×64 in patches of 8", _vit_tiny, bar=1.25),
         Case(
             "vit-tiny-token",
@@ -148,7 +148,9 @@ CASES: dict[str, Case] = {
             bar=2.0,
         ),
         Case("gpt", "GPT 6×256, 128 tokens", _gpt, bar=1.25),
-        Case("vgg11", "VGG-11, 64×64, its convolutions and one linear layer", _vgg11, bar=1.4),
+        Case(
+            "vgg11", "VGG-11, 64×64, its convolutions and one linear layer", _vgg11, options=(("beta", 0.001),), bar=1.4
+        ),
         _MLP,
         replace(_BIG, dtype="bfloat16", title="ResNet-50, 224×224, bfloat16", turn=5),
         replace(_BIG, name="resnet50-224-float32", title="ResNet-50, 224×224, float32", turn=5),

@@ -23,7 +23,7 @@ from reclra_graph.user_cache import cache_folder
 
 Key = tuple[Any, ...]
 
-_VERSION = 2
+_VERSION = 3
 """Of the files in the cache."""
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 

@@ -104,6 +104,7 @@ def traced(
     ):
         module = make_fx(torch.func.functionalize(run), tracing_mode="fake")(*flat)
     share_repeated(module)
+    _add_apart(module)
     _guard_stores(module)
     if lean:
         recompute(module)
@@ -184,6 +185,27 @@ def share_repeated(module: GraphModule) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             module.graph.erase_node(node)
+
+
+def _add_apart(module: GraphModule) -> None:
+    """Let what a product is added to stay out of it: ``addmm`` reads that from memory, where it first has to be written
+    and is then copied, while Inductor adds inside the kernel that reads the sum."""
+    aten = torch.ops.aten
+    for node in list(module.graph.nodes):
+        if node.target is not aten.addmm.default or node.args[0].meta["val"].shape != node.meta["val"].shape:
+            continue
+        whole, first, second = node.args
+        if node.kwargs.get("beta", 1) != 1:
+            continue
+        with module.graph.inserting_before(node):
+            product = module.graph.call_function(aten.mm.default, (first, second))
+            product.meta["val"] = node.meta["val"]
+            found = module.graph.call_function(
+                aten.add.Tensor, (whole, product), {"alpha": node.kwargs.get("alpha", 1)}
+            )
+            found.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(found)
+        module.graph.erase_node(node)
 
 
 def _guard_stores(module: GraphModule) -> None:

@@ -22,11 +22,16 @@ def table(content: Mapping[str, Any]) -> str:
         "| one training step, batch as in the file | times as fast | asked for | memory |",
         "|---|---|---|---|",
     ]
-    titles = {case["name"]: case["title"] for case in content["cases"]}
-    for item in content["summary"]:
+    summary = {item["case"]: item for item in content["summary"]}
+    for case in content["cases"]:
+        item = summary.get(case["name"])
+        if item is None:
+            why = ", ".join(dict.fromkeys(failure["code"] for failure in case["failures"])) or "skipped"
+            rows.append(f"| {case['title']} | no figure: {why} | {case['bar'] or ''} | |")
+            continue
         bar = "" if item["bar"] is None else f"{item['bar']:g}{'' if item['bar_met'] else ', not reached'}"
         memory = "" if item["memory_ratio"] is None else f"{item['memory_ratio']:.2f}"
-        rows.append(f"| {titles[item['case']]} | {item['speedup']:.2f} | {bar} | {memory} |")
+        rows.append(f"| {case['title']} | {item['speedup']:.2f} | {bar} | {memory} |")
     said = (
         f'Against the faster of eager backprop and `torch.compile(mode="max-autotune")`, with a fused SGD, in turns in '
         f"one process, on {machine['cores']} cores of an {machine['processor']} with torch {versions['torch']}; flat "

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import reclra_graph as rg
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.traced import Traced, batch_size, flat_tensors, traced
 from tests.models import STEPS, batch_for, figure1, fresh, residual_cnn, same, snapshot
@@ -88,6 +89,25 @@ def test_what_is_repeated_is_computed_once() -> None:
     assert len(step.synapses) > 1
     assert len(squares) == 1
     assert len({(node.target, repr(node.args)) for node in products}) == len(products)
+
+
+def test_no_product_is_added_to_a_map() -> None:
+    # It would have to be written down first; a bias is no map.
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(2048, 3))
+    step = rg.compile(net, torch.zeros(2, 1, 16, 16))
+    assert "torch.addmm" in step.source  # as it is fastest operator by operator
+    twin = fresh(step)
+    inputs, target = batch_for(step)
+    found, tensors = graph_of(twin, inputs, target)
+    added = [node for node in found.module.graph.nodes if node.target is torch.ops.aten.addmm.default]
+    assert [node.args[0].meta["val"].dim() for node in added] == [1]
+    step(inputs, target)
+    with torch.no_grad():
+        found.module(*tensors)
+    after = snapshot(twin)
+    for key, value in snapshot(step).items():
+        torch.testing.assert_close(after[key], value, rtol=1e-5, atol=1e-7)
 
 
 def test_batches_are_checked_before_they_are_traced() -> None:
