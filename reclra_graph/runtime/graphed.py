@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from reclra_graph.errors import Problem, StepError, UsageError
+from reclra_graph.errors import Problem, UsageError
 from reclra_graph.ir.operators import OPAQUE
 from reclra_graph.runtime.compiled import CompiledStep
-from reclra_graph.runtime.spread import Spread, lane_places, spread
+from reclra_graph.runtime.spread import Recorded, Spread, lane_places, spread
 
 if TYPE_CHECKING:
     from reclra_graph.runtime.pieced import PiecedStep
@@ -28,23 +28,17 @@ Key = tuple[Any, ...]
 
 
 @dataclass
-class Captured:
-    """Two graphs with the tensors that they read and write."""
+class Captured(Recorded):
+    """A captured step on one device: two graphs."""
 
     first: Any
     second: Any
-    given: list[Tensor]
-    loss: Tensor
-    finite: Tensor
 
     def replay(self, given: Sequence[Tensor]) -> Tensor:
         """One step on a batch. Raises StepError RG604 before anything is changed."""
-        for static, value in zip(self.given, given, strict=True):
-            static.copy_(value, non_blocking=True)
+        self.take(given)
         self.first.replay()
-        if not self.finite:
-            cause = "the loss or an input is not finite; the parameters are as they were"
-            raise StepError(Problem("RG604", cause, "step()"))
+        self.look()
         self.second.replay()
         return self.loss.clone()
 
@@ -177,7 +171,7 @@ class GraphedStep:
             cut.end()
         torch.cuda.current_stream(device).wait_stream(stream)
         assert cut.finite is not None
-        return Captured(graphs[0], graphs[1], [*static, *goals], loss, cut.finite)
+        return Captured([*static, *goals], loss, cut.finite, graphs[0], graphs[1])
 
 
 class _Cut:

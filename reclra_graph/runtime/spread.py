@@ -37,19 +37,35 @@ class _Launch:
 
 
 @dataclass
-class Spread:
-    """A captured step over several devices, with the tensors that it reads and writes."""
+class Recorded:
+    """The tensors that a captured step reads and writes, which stay where they are."""
 
-    launches: list[_Launch]
-    device: torch.device
     given: list[Tensor]
     loss: Tensor
     finite: Tensor
 
-    def replay(self, given: Sequence[Tensor]) -> Tensor:
-        """One step on a batch. Raises StepError RG604 before anything is changed."""
+    def take(self, given: Sequence[Tensor]) -> None:
+        """Bring a batch to where the graphs read it."""
         for static, value in zip(self.given, given, strict=True):
             static.copy_(value, non_blocking=True)
+
+    def look(self) -> None:
+        """Raises StepError RG604 where the loss is not finite: the host looks before anything is changed."""
+        if not self.finite:
+            cause = "the loss or an input is not finite; the parameters are as they were"
+            raise StepError(Problem("RG604", cause, "step()"))
+
+
+@dataclass
+class Spread(Recorded):
+    """A captured step over several devices."""
+
+    launches: list[_Launch]
+    device: torch.device
+
+    def replay(self, given: Sequence[Tensor]) -> Tensor:
+        """One step on a batch. Raises StepError RG604 before anything is changed."""
+        self.take(given)
         begin = torch.cuda.current_stream(self.device).record_event()
         streams = list(dict.fromkeys(launch.stream for launch in self.launches))
         for stream in streams:
@@ -75,9 +91,8 @@ class Spread:
                         target.copy_(source, non_blocking=True)
                 launch.graph.replay()
                 done.append(launch.stream.record_event())
-                if launch.check and not self.finite:
-                    cause = "the loss or an input is not finite; the parameters are as they were"
-                    raise StepError(Problem("RG604", cause, "step()"))
+                if launch.check:
+                    self.look()
 
 
 def lane_places(step: CompiledStep) -> dict[int, int]:
@@ -141,7 +156,8 @@ class Capture(ABC):
             torch.cuda.synchronize(device)
         launches = [self._segment(segment) for segment in self.segments]
         goals = [self.goal] if isinstance(self.goal, Tensor) else list(self.goal.values())
-        return Spread(launches, self.step.device, [*self.given, *goals], self.value("loss"), self.value("finite"))
+        given = [*self.given, *goals]
+        return Spread(given, self.value("loss"), self.value("finite"), launches, self.step.device)
 
     def _segment(self, segment: Segment) -> _Launch:
         lanes = [lane for lane in sorted(self.places) if self.places[lane] == segment.device]

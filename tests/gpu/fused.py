@@ -18,7 +18,7 @@ from reclra_graph.runtime.fused import FusedStep
 from reclra_graph.runtime.graphed import GraphedStep
 from reclra_graph.runtime.pieced import PiecedStep
 from tests.gpu.cases import STEPS, NotHere, batch, exact, need, need_close, state
-from tests.gpu.pipelines import MICRO, PLACED, Options, variant
+from tests.gpu.pipelines import MICRO, PLACED, Options, need_nan_refused, variant
 
 Form = Callable[[rg.CompiledStep, Path], FusedStep | GraphedStep]
 
@@ -79,20 +79,7 @@ def graph_refuses_nan(name: str, device: torch.device) -> None:
     with tempfile.TemporaryDirectory() as folder:
         step = variant(name, 2, (), device)
         run = captured(step, Path(folder))
-        x, target = (item.to(device) for item in batch(name, 0))
-        for _ in range(3):
-            run(x, target)
-        need(not run.why, run.why)
-        before, bad = state(step), x.clone()
-        bad.view(-1)[7] = float("nan")
-        try:
-            run(bad, target)
-        except rg.StepError as error:
-            need("RG604" in str(error), str(error))
-        else:
-            need(False, "NaN was not refused")
-        need(all(bool(torch.equal(value, before[key])) for key, value in state(step).items()), "something changed")
-        need(bool(torch.isfinite(run(x, target))), "the next step is not finite")
+        need_nan_refused(name, step, run, device)
 
 
 def all_checks() -> dict[str, Callable[[torch.device], None]]:
