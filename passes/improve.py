@@ -53,6 +53,7 @@ class Search:
     best: list[Scored] = field(default_factory=list)
     """The best trees of all that were evaluated."""
     _work: dict[tuple[int, int, str], tuple[int, int]] = field(default_factory=dict)
+    _hung: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.ahead = reachable(self.regions)
@@ -77,10 +78,15 @@ class Search:
 
     def work(self, parent: int, child: int) -> tuple[int, int]:
         """(time of Eq. 3, time of Eq. 6) of the child's synapses, in their richest usual form."""
-        costs = [
-            self._cost(source, child, self.forms.usual(source, child)[0].form) for source in self.sources(parent, child)
-        ]
-        return sum(first for first, _ in costs), sum(second for _, second in costs)
+        found = self._hung.get((parent, child))
+        if found is None:
+            costs = [
+                self._cost(source, child, self.forms.usual(source, child)[0].form)
+                for source in self.sources(parent, child)
+            ]
+            found = sum(first for first, _ in costs), sum(second for _, second in costs)
+            self._hung[parent, child] = found
+        return found
 
     def _cost(self, source: int, child: int, form: str) -> tuple[int, int]:
         key = (source, child, form)

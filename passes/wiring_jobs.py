@@ -85,22 +85,25 @@ def appended(jobs: Sequence[Job], lanes: int) -> int:
             over = sum(cost for _, maker, cost in reads[index] if maker == other)
             behind[other] = max(behind[other], rank[index] + over * (lanes - 1) // lanes)
     free, lane_of, ends = [0] * lanes, [0] * len(jobs), [0] * len(jobs)
-    held: list[set[str]] = [set() for _ in range(lanes)]
+    there: dict[str, set[int]] = {}  # lanes that have a value: where it was made, and where it was brought
     for index in sorted(range(len(jobs)), key=lambda item: (-rank[item], item)):
         job = jobs[index]
-        ready = max((ends[other] for other in before[index]), default=0)
-        best, chosen = -1, 0
+        ready = max([ends[other] for other in before[index]], default=0)
+        brought, spared = job.cost, [0] * lanes
+        for value, maker, over in reads[index]:
+            brought += over
+            for lane in there.setdefault(value, {lane_of[maker]}):
+                spared[lane] += over
         allowed = range(lanes) if job.lane is None else (job.lane,)
+        best, chosen = -1, 0
         for lane in (lane_of[place[job.beside]],) if job.beside else allowed:
-            end = max(free[lane], ready) + job.cost
-            for value, maker, over in reads[index]:
-                if lane_of[maker] != lane and value not in held[lane]:
-                    end += over
+            end = (free[lane] if free[lane] > ready else ready) + brought - spared[lane]
             if best < 0 or end < best:
                 best, chosen = end, lane
         free[chosen] = ends[index] = best
         lane_of[index] = chosen
-        held[chosen].update(value for value, _, _ in reads[index])
+        for value, _, _ in reads[index]:
+            there[value].add(chosen)
     return max(ends, default=0)
 
 

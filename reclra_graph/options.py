@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from reclra_graph.errors import Problem
@@ -226,6 +227,7 @@ class Options:
         return tuple(found)
 
 
+@lru_cache(maxsize=1 << 10)  # the planner asks for each of its many edges
 def rank_of(form: str) -> int:
     """r of the form ``lowrank(r)``; 0 for every other."""
     found = re.fullmatch(r"lowrank\(([1-9][0-9]{0,8})\)", form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 from reclra_graph.ir.device import Device
@@ -76,6 +77,7 @@ class _Work:
     kernels: int = 1
 
 
+@lru_cache(maxsize=1 << 14)  # many edges of a model have the same ends
 def _work(source: Shape, source_axis: int, target: Shape, target_axis: int, form: str) -> _Work:
     name, _, rest = form.partition("(")
     dense = prod(source) * prod(target)
