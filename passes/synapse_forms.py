@@ -19,7 +19,7 @@ from math import prod
 from reclra_graph.ir.regions import Region, RegionGraph
 from reclra_graph.ir.wiring import Edge, matrices, matrix_bytes, total_bytes
 from reclra_graph.options import Options, Wired, known_form, rank_of
-from reclra_graph.rules.forms import fitting, new_edge, pick
+from reclra_graph.rules.forms import fitting, item_bytes, new_edge, own_bytes, pick, shape
 
 _ANY = 1 << 62
 _RANKS = (64, 16, 4, 1)
@@ -62,7 +62,7 @@ class SynapseForms:
         self._edge_of: dict[tuple[int, int, str], Edge] = {}
         self._common: dict[int, int] = {}
         self._usual: dict[tuple[int, int], tuple[Edge, ...]] = {}
-        self._others: dict[tuple[int, int], tuple[Edge, ...]] = {}
+        self._others: dict[tuple[int, int], tuple[str, ...]] = {}
 
     def edge(self, source: int, target: int, form: str) -> Edge:
         """The edge with this form. Raises ValueError where the form does not fit."""
@@ -109,19 +109,26 @@ class SynapseForms:
 
     def others(self, source: int, target: int) -> tuple[Edge, ...]:
         """The edge in the forms that are considered only where the usual ones cannot hold a budget."""
+        return tuple(self.edge(source, target, form) for form in self._other_forms(source, target))
+
+    def _other_forms(self, source: int, target: int) -> tuple[str, ...]:
         found = self._others.get((source, target))
         if found is None:
             usual = {edge.form for edge in self.usual(source, target)}
             asked = self.options.synapse != "auto" or f"{source}->{target}" in self._given
             forms = () if asked else self.fitting(source, target, *(f"lowrank({rank})" for rank in _RANKS))
-            found = tuple(self.edge(source, target, form) for form in forms if form not in usual)
-            self._others[source, target] = found
+            found = self._others[source, target] = tuple(form for form in forms if form not in usual)
         return found
 
     def least(self, source: int, target: int) -> int:
         """Bytes of the smallest form that stores all its numbers for itself."""
-        edges = (*self.usual(source, target), *(self.others(source, target) if self.asked else ()))
-        return min(edge.bytes for edge in edges if edge.form != "implicit" or edge.rule == "fixed")
+        usual = self.usual(source, target)
+        rule, item = usual[0].rule, item_bytes(self.regions, target)
+        found = [edge.bytes for edge in usual if edge.form != "implicit" or rule == "fixed"]
+        for form in self._other_forms(source, target) if self.asked else ():
+            if form != "implicit" or rule == "fixed":
+                found.append(own_bytes(form, shape(self.regions, source, target, form), item))
+        return min(found)
 
     # -- the forms of a wiring ----------------------------------------------------------------------------------------
 

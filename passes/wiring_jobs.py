@@ -41,8 +41,8 @@ def levels(outputs: Sequence[int], pairs: Pairs) -> dict[int, int]:
 def edge_cost(regions: RegionGraph, edge: Edge, costs: Costs) -> tuple[int, int]:
     """(time of Eq. 3, time of Eq. 6) of one error synapse."""
     source, target = regions.regions[edge.source], regions.regions[edge.target]
-    ends = (source.shape, source.axis, target.shape, target.axis, edge.form)
-    return costs.displace(*ends), costs.learn(*ends) if edge.rule != "fixed" else 0
+    displace, learn = costs.synapse(source.shape, source.axis, target.shape, target.axis, edge.form)
+    return displace, learn if edge.rule != "fixed" else 0
 
 
 def step_time(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from math import prod
 
 from reclra_graph.ir.device import Device
@@ -42,6 +42,18 @@ class Costs:
     buffers: int = 0
     """Cost of what is left of a step: buffers, such as running statistics, are set on the first device."""
 
+    def synapse(self, source: Shape, source_axis: int, target: Shape, target_axis: int, form: str) -> tuple[int, int]:
+        """(cost of sending, cost of learning) of one synapse, worked out once for all edges with these ends."""
+        ends = (source, source_axis, target, target_axis, form)
+        found = self._synapses.get(ends)
+        if found is None:
+            found = self._synapses[ends] = self.displace(*ends), self.learn(*ends)
+        return found
+
+    @cached_property
+    def _synapses(self) -> dict[tuple[Shape, int, Shape, int, str], tuple[int, int]]:
+        return {}
+
     def displace(self, source: Shape, source_axis: int, target: Shape, target_axis: int, form: str) -> int:
         """Cost of d_i = E e_j for one synapse, from region shapes without the batch."""
         work = _work(source, source_axis, target, target_axis, form)
@@ -77,7 +89,6 @@ class _Work:
     kernels: int = 1
 
 
-@lru_cache(maxsize=1 << 14)  # many edges of a model have the same ends
 def _work(source: Shape, source_axis: int, target: Shape, target_axis: int, form: str) -> _Work:
     name, _, rest = form.partition("(")
     dense = prod(source) * prod(target)

@@ -71,7 +71,7 @@ class Region:
         """Whether a parameter of the region is updated."""
         return bool(self.updates)
 
-    @property
+    @cached_property
     def units(self) -> int:
         """Number of error neurons per sample."""
         return prod(self.shape)

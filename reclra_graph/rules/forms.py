@@ -143,8 +143,12 @@ def own_bytes(form: str, size: tuple[int, ...], item: int) -> int:
 def new_edge(regions: RegionGraph, source: int, target: int, form: str, rule: str) -> Edge:
     """An edge with its shape and bytes. Raises ValueError as ``shape`` does."""
     size = shape(regions, source, target, form)
-    item = 8 if regions.graph.types[regions.regions[target].pre].dtype == "float64" else 4
-    return Edge(source, target, form, rule, size, own_bytes(form, size, item))
+    return Edge(source, target, form, rule, size, own_bytes(form, size, item_bytes(regions, target)))
+
+
+def item_bytes(regions: RegionGraph, target: int) -> int:
+    """Bytes of one number of a synapse that ends at ``target``."""
+    return 8 if regions.graph.types[regions.regions[target].pre].dtype == "float64" else 4
 
 
 def work(regions: RegionGraph, edge: Edge) -> int:
