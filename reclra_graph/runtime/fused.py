@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,16 @@ from reclra_graph.user_cache import cache_folder
 
 Key = tuple[Any, ...]
 
-_VERSION = 3
-"""Of the files in the cache."""
+_MAKERS = ("fused", "pieced", "pieces", "recompute", "traced")
+"""Modules of this folder that make what Inductor compiles, and keep it."""
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@cache
+def recipe() -> str:
+    """Digest of the code that makes graphs of a step: machine code that another one led to is compiled anew."""
+    files = [Path(__file__).with_name(f"{name}.py") for name in _MAKERS]
+    return digest(tuple(file.read_text(encoding="utf-8") if file.exists() else "" for file in files))
 
 
 def inductor_options(device: torch.device) -> dict[str, Any]:
@@ -208,7 +216,7 @@ class FusedStep:
         if self.step.device.type == "cuda":
             machine = (torch.__version__, torch.cuda.get_device_name(self.step.device), 0)
         said = (
-            _VERSION,
+            recipe(),
             machine,
             tuple(inductor_options(self.step.device).items()),
             self.lean,

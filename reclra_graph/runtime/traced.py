@@ -200,9 +200,11 @@ def _add_apart(module: GraphModule) -> None:
         with module.graph.inserting_before(node):
             product = module.graph.call_function(aten.mm.default, (first, second))
             product.meta["val"] = node.meta["val"]
-            found = module.graph.call_function(
-                aten.add.Tensor, (whole, product), {"alpha": node.kwargs.get("alpha", 1)}
-            )
+            if (alpha := node.kwargs.get("alpha", 1)) != 1:
+                # Not as the sum's own alpha: Inductor's pattern of a sum with a product takes no notice of it.
+                product = module.graph.call_function(aten.mul.Tensor, (product, alpha))
+                product.meta["val"] = node.meta["val"]
+            found = module.graph.call_function(aten.add.Tensor, (whole, product))
             found.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(found)
         module.graph.erase_node(node)

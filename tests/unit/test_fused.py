@@ -65,6 +65,29 @@ def test_it_does_what_the_step_does(folder: Path) -> None:
 
 
 @needs_compiler
+def test_targets_of_large_maps_are_those_of_the_step(folder: Path) -> None:
+    """h − β E e in one product: Inductor makes ``addmm`` of a sum with a product, and forgets the sum's own factor."""
+
+    def built() -> CompiledStep:
+        torch.manual_seed(5)
+        body = nn.Sequential(nn.Conv2d(2, 32, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(32 * 64, 5))
+        return rg.compile(body, torch.randn(4, 2, 8, 8), wiring="flat", lr=0.05)
+
+    step, twin = built(), built()
+    assert "target_at_once" in step.source or "addmm" in step.source
+    fused = FusedStep(twin, folder=folder)
+    draw = torch.Generator().manual_seed(2)
+    inputs, target = torch.randn(4, 2, 8, 8, generator=draw), torch.randint(5, (4,), generator=draw)
+    before = snapshot(step)
+    for _ in range(2):
+        torch.testing.assert_close(fused(inputs, target), step(inputs, target), rtol=1e-5, atol=1e-6)
+    assert fused.why == ""
+    after = snapshot(twin)
+    for key, value in snapshot(step).items():
+        torch.testing.assert_close(after[key] - before[key], value - before[key], rtol=1e-3, atol=1e-7)
+
+
+@needs_compiler
 def test_a_second_start_compiles_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, target = batch()
     first = FusedStep(compiled(), folder=folder)
