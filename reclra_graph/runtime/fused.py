@@ -24,7 +24,7 @@ from reclra_graph.user_cache import cache_folder
 
 Key = tuple[Any, ...]
 
-_MAKERS = ("fused", "pieced", "pieces", "recompute", "traced")
+_MAKERS = ("fused", "pieced", "pieces", "plain_sums", "recompute", "traced")
 """Modules of this folder that make what Inductor compiles, and keep it."""
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 

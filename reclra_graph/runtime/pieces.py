@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from reclra_graph.ir.schedule import Free, Record, Wait
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.plain_sums import plain_sums
 from reclra_graph.runtime.segments import Item, Part, Segment
 from reclra_graph.runtime.statements import name_space, part_code, part_statements, read_and_made
 from reclra_graph.runtime.synapse_store import besides
@@ -189,6 +190,7 @@ class _Tracing:
         with self.mode:
             module = make_fx(torch.func.functionalize(run))(*inputs.values())
         share_repeated(module)
+        plain_sums(module)
         nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
         used = [name for name, node in zip(inputs, nodes, strict=True) if node.users]
         (results,) = next(node for node in module.graph.nodes if node.op == "output").args

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.plain_sums import plain_sums
 from reclra_graph.runtime.recompute import recompute
 from reclra_graph.runtime.synapse_store import besides
 
@@ -105,6 +106,7 @@ def traced(
         module = make_fx(torch.func.functionalize(run), tracing_mode="fake")(*flat)
     share_repeated(module)
     _add_apart(module)
+    plain_sums(module)
     _guard_stores(module)
     if lean:
         recompute(module)
@@ -200,11 +202,8 @@ def _add_apart(module: GraphModule) -> None:
         with module.graph.inserting_before(node):
             product = module.graph.call_function(aten.mm.default, (first, second))
             product.meta["val"] = node.meta["val"]
-            if (alpha := node.kwargs.get("alpha", 1)) != 1:
-                # Not as the sum's own alpha: Inductor's pattern of a sum with a product takes no notice of it.
-                product = module.graph.call_function(aten.mul.Tensor, (product, alpha))
-                product.meta["val"] = node.meta["val"]
-            found = module.graph.call_function(aten.add.Tensor, (whole, product))
+            factor = {"alpha": node.kwargs.get("alpha", 1)}
+            found = module.graph.call_function(aten.add.Tensor, (whole, product), factor)
             found.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(found)
         module.graph.erase_node(node)

@@ -124,3 +124,23 @@ def test_batches_are_checked_before_they_are_traced() -> None:
         with pytest.raises(ValueError, match=code):
             batch_size(step, *wrong)  # type: ignore[arg-type]
     assert same(step(inputs, target), fresh(figure1())(inputs, target))  # the file's own checks are back
+
+
+def test_a_factor_of_a_sum_is_a_product_of_its_own() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sub(
+                self.last(torch.add(x, torch.tanh(self.first(x)) @ x.T @ x, alpha=0.25)), x[:, :3], alpha=2
+            )
+
+    torch.manual_seed(0)
+    step = rg.compile(Scaled(), torch.randn(4, 6))
+    found, tensors = graph_of(step, torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))
+    sums = [node for node in found.module.graph.nodes if "add" in str(node.target) or "sub" in str(node.target)]
+    assert sums
+    assert not any(node.kwargs for node in sums)
+    assert len(tensors) == len(found.used)
