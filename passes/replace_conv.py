@@ -125,11 +125,22 @@ def _sizes(model: nn.Module, graph: OperatorGraph) -> dict[str, list[Sizes]]:
         source = operator.args[0]
         if short(operator.target) not in ("conv2d", "convolution") or not isinstance(source, Ref):
             continue
-        given, made = graph.types[source.name].shape[-2:], operator.type.shape[-2:] if operator.type else ()
+        given = graph.types[_outside(graph, source.name, operator.module)].shape[-2:]
+        made = operator.type.shape[-2:] if operator.type else ()
         pair: Any = (given, made)
         if all(isinstance(size, int) for size in (*given, *made)) and pair not in sizes:
             sizes.append(pair)
     return found
+
+
+def _outside(graph: OperatorGraph, value: str, module: str) -> str:
+    """What a module's convolution is given, ahead of the padding that the module has put around it."""
+    while value in graph.by_name:
+        operator = graph.by_name[value]
+        if operator.module != module or "conv" in operator.target:
+            break
+        value = operator.reads[0]
+    return value
 
 
 def _reason(model: nn.Module, path: str, ran: Mapping[str, list[Sizes]], first: bool) -> str:
