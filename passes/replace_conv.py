@@ -70,13 +70,14 @@ def replace_conv(
 ) -> Replacement:
     """A copy of a model with pseudo-convolutions; the model itself stays as it is, its weights and its mode too.
 
-    example_inputs, example_kwargs: one call of forward(), as ``rg.compile`` takes it. masks: maps for each input channel;
-    1 keeps the channels, k² the number of parameters of a k×k convolution. sigma: σ of the maps. seed: of the maps, by
-    each layer's path, and of the new weights, whatever torch's own random numbers are; the others are copied. maps:
-    where they are held, "buffers" or "regenerated". options: how the model is captured, and which of its results count.
+    example_inputs, example_kwargs: one call of forward(), as ``rg.compile`` takes it. masks: maps for each input
+    channel; 1 keeps the channels, k² the number of parameters of a k×k convolution. sigma: σ of the maps. seed: of the
+    maps, by each layer's path, and of the new weights, whatever torch's own random numbers are; the others are copied.
+    maps: where they are held, "buffers" or "regenerated". options: how the model is captured, and which of its results
+    count.
 
-    Raises UsageError RG405 for numbers that cannot be; ModelError where the model cannot be captured, RG130 where it has
-    no convolution that can be replaced.
+    Raises UsageError RG405 for numbers that cannot be; ModelError where the model cannot be captured, RG130 where it
+    has no convolution that can be replaced.
     """
     if problems := mask_problems(masks, sigma):
         raise UsageError(problems)
@@ -114,8 +115,8 @@ def _convolutions(model: nn.Module, ran: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _sizes(model: nn.Module, graph: OperatorGraph) -> dict[str, list[Sizes]]:
-    """By module path, in the order in which they first run: the different sizes on which convolutions run, an empty list
-    for other than images."""
+    """By module path, in the order in which convolutions first run: the different sizes on which they run; an empty
+    list for other than images."""
     found: dict[str, list[Sizes]] = {}
     convolutions = {path for path, module in model.named_modules() if isinstance(module, _ConvNd)}
     for operator in graph.operators:
@@ -195,9 +196,7 @@ def _crop(given: tuple[int, int], made: tuple[int, int], stride: tuple[int, ...]
     return None if above is None or left is None else (above, left)
 
 
-def _instead(
-    old: nn.Conv2d, sizes: Sizes, masks: int, sigma: float, seed: int, maps: str
-) -> PerturbativeConv2d:
+def _instead(old: nn.Conv2d, sizes: Sizes, masks: int, sigma: float, seed: int, maps: str) -> PerturbativeConv2d:
     """A pseudo-convolution for a convolution; made on the CPU, so that weights are the same for every device."""
     given, made = sizes
     crop = _crop(given, made, old.stride)

@@ -219,8 +219,8 @@ def replace_conv(
     """A copy of ``model`` with pseudo-convolutions (``rg.PerturbativeConv2d``) in the place of its convolutions; the
     model itself is not changed. The same arguments give the same copy, wherever and whenever.
 
-    The first convolution stays one, and so does whatever a pseudo-convolution cannot stand for: 1×1 convolutions, groups,
-    dilation, a layer that runs on maps of several sizes, …
+    The first convolution stays one, and so does whatever a pseudo-convolution cannot stand for: 1×1 convolutions,
+    groups, dilation, a layer that runs on maps of several sizes, …
 
     example_inputs, example_kwargs: as ``rg.compile`` takes them. masks: maps of noise for each input channel; 1 keeps
     the number of channels, k² the number of parameters of k×k convolutions. sigma: deviation of the maps. seed: of the

@@ -29,14 +29,15 @@ SIGMA = 0.1
 class PerturbativeConv2d(nn.Module):
     """A pseudo-convolution: [B, in_channels, H, W] to [B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉].
 
-    size: (H, W) of its input, or one number for both, whose every position has noise of its own. stride: in both dimensions, or in each: the
-    mean over windows of that size, at the border over what is left of one. masks: maps for each input channel, each
-    with a weight of its own to every output channel: the m-th map belongs to channel m mod in_channels. sigma: σ of the
-    maps. seed: of the maps, which depend on it, on their number and on their size alone: they are the same on every
-    device, and torch's own random numbers are not drawn for them. Layers of one net want seeds of their own. crop:
-    positions that are left out at each border, in both dimensions or in each, as a convolution without padding leaves
-    them out. maps: "buffers" holds the maps, masks·in_channels·H·W numbers; "regenerated" makes the same numbers anew in
-    every forward pass, from masks·in_channels + 3·H·W words. Either is saved with the parameters.
+    size: (H, W) of its input, or one number for both, whose every position has noise of its own. stride: in both
+    dimensions, or in each: the mean over windows of that size, at the border over what is left of one. masks: maps for
+    each input channel, each with a weight of its own to every output channel: the m-th map belongs to channel m mod
+    in_channels. sigma: σ of the maps. seed: of the maps, which depend on it, on their number and on their size alone:
+    they are the same on every device, and torch's own random numbers are not drawn for them. Layers of one net want
+    seeds of their own. crop: positions that are left out at each border, in both dimensions or in each, as a
+    convolution without padding leaves them out. maps: "buffers" holds the maps, masks·in_channels·H·W numbers;
+    "regenerated" makes the same numbers anew in every forward pass, from masks·in_channels + 3·H·W words. Either is
+    saved with the parameters.
 
     Weights [out_channels, masks·in_channels, 1, 1] begin as those of nn.Conv2d do, from torch's random numbers.
 

@@ -56,7 +56,9 @@ def sigmoid(h: Array) -> Array:
 class Oracle:
     """Parameters and synapses in numpy, and one step of the rule on them."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], synapses: Mapping[str, Tensor], parents: dict[int, int]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], synapses: Mapping[str, Tensor], parents: dict[int, int]
+    ) -> None:
         self.P = {key: value.detach().numpy().copy() for key, value in parameters.items()}
         self.E = {i: synapses[f"{j}->{i}"].numpy().copy() for i, j in parents.items()}
         self.parents = parents
@@ -121,7 +123,9 @@ def test_the_step_is_the_transcription(maps: str, wiring: str, parents: dict[int
         assert np.max(np.abs(step.synapses[f"{j}->{i}"].numpy() - oracle.E[i])) < TOLERANCE, i
 
 
-@pytest.mark.parametrize("options", [{}, {"rule": "fixed", "gain": True}, {"update": "local_vjp"}, {"norm": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"rule": "fixed", "gain": True}, {"update": "local_vjp"}, {"norm": 1}], ids=str
+)
 @pytest.mark.parametrize("maps", ["buffers", "regenerated"])
 def test_the_step_is_the_reference(maps: str, options: dict[str, object]) -> None:
     inputs, targets = batch()

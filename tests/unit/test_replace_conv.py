@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 model = nn.Sequential(
-    nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 1), nn.Flatten(),
-    nn.Linear(384, 3),
+    nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 1),
+    nn.Flatten(), nn.Linear(384, 3),
 )
 example_inputs = (torch.zeros(5, 1, 8, 8),)
 """
@@ -51,7 +51,7 @@ def test_a_residual_net() -> None:
         "blocks.0.conv1": "", "blocks.0.conv2": "", "blocks.1.conv1": "", "blocks.1.conv2": "",
         "blocks.1.skip": "is 1×1: it has no window",
     }  # fmt: skip
-    assert [path for path, _ in found.convolutions][0] == "stem"
+    assert next(path for path, _ in found.convolutions) == "stem"
     assert found.replaced == ("blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2")
     # The model itself, its mode and torch's random numbers are as they were; what is not replaced is copied.
     assert torch.equal(torch.get_rng_state(), state)
@@ -181,7 +181,7 @@ def test_whoever_refers_to_a_layer_has_the_new_one() -> None:
 def test_nothing_to_replace() -> None:
     with pytest.raises(rg.ModelError, match="RG130 nothing-to-replace: the model has no convolution"):
         rg.replace_conv(mlp(4, 3, 2), torch.zeros(2, 4))
-    with pytest.raises(rg.ModelError, match="RG130 .* 0 is the first convolution; 1 is 1×1"):
+    with pytest.raises(rg.ModelError, match=r"RG130 .* 0 is the first convolution; 1 is 1×1"):
         rg.replace_conv(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1)), torch.zeros(2, 1, 6, 6))
 
 
