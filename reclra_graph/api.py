@@ -233,6 +233,7 @@ def replace_conv(
     found = rewriting.replace_conv(
         model, example_inputs, example_kwargs, masks=masks, sigma=sigma, seed=seed, maps=maps
     )
-    for line in found.lines if report is not None else ():
-        report(line)
+    if report is not None:
+        for line in found.lines:
+            report(line)
     return found.model

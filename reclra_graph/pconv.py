@@ -100,7 +100,7 @@ class PerturbativeConv2d(nn.Module):
             return self.maps
         assert self.rows is not None
         assert self.columns is not None
-        return noise.gaussian(self.rows, self.columns, self.sigma).unflatten(1, self.inner).to(self.weight.dtype)
+        return noise.gaussian(self.rows, self.columns, self.sigma).reshape(-1, *self.inner).to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉]."""
@@ -115,7 +115,7 @@ class PerturbativeConv2d(nn.Module):
         if self.masks == 1:
             z = F.relu(x + maps)
         else:
-            several = maps.unflatten(0, (self.masks, self.in_channels))
+            several = maps.reshape(self.masks, self.in_channels, *self.inner)
             z = F.relu(x.unsqueeze(-4) + several).flatten(-4, -3)
         if self.stride != (1, 1):
             z = F.avg_pool2d(z, self.stride, ceil_mode=True, count_include_pad=False)

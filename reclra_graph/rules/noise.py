@@ -37,5 +37,5 @@ def gaussian(rows: Tensor, columns: Tensor, sigma: float) -> Tensor:
     u = u ^ -0x7F7F7F80  # every byte as 0 … 255, two of them added at a time
     pairs = (u & 0xFF00FF) + ((u >> 8) & 0xFF00FF)
     sums = (pairs + (pairs >> 16)) & 0xFFFF
-    total = sums.unflatten(1, (_BYTES // 4, -1)).sum(1, dtype=torch.int32)
+    total = sums.reshape(rows.shape[0], _BYTES // 4, -1).sum(1, dtype=torch.int32)
     return (total - (255 * _BYTES // 2)).to(torch.float32) * (sigma / sqrt(_BYTES * (256**2 - 1) / 12))
