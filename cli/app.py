@@ -66,6 +66,9 @@ def compile_command(
     strict: option_types.Strict = False,
     seed: option_types.Seed = DEFAULT.seed,
     synapse: option_types.Synapse = DEFAULT.synapse,
+    replace_conv: option_types.ReplaceConv = None,
+    masks: option_types.Masks = None,
+    sigma: option_types.Sigma = None,
     inputs: option_types.Inputs = None,
     out: option_types.Out = None,
     as_json: option_types.Json = False,
@@ -118,16 +121,20 @@ def compile_command(
 
         phase("importing torch")
         from reclra_graph import api
+        from reclra_graph.cli.replace_conv import replacement_problems, rewritten
         from reclra_graph.export.artifacts import FILES, STATE, unwritable
         from reclra_graph.ir.device import find_device
         from reclra_graph.model_file import neighbours
 
-        usage = [*api.make_options(**options).problems(), *find_device(device)[1]]
+        wanted = api.make_options(**options)
+        usage = [*wanted.problems(), *find_device(device)[1], *replacement_problems(replace_conv, masks, sigma)]
         other = list(unwritable(out)) if out is not None else []
         phase(f"reading {model}")
         with neighbours(model):
             started = time.perf_counter()
-            loaded = load(model, inputs or [], usage, other)
+            loaded, convolutions = rewritten(
+                load(model, inputs or [], usage, other), replace_conv, masks, sigma, wanted
+            )
             reading = time.perf_counter() - started
             step = api.compile(
                 loaded.model,
@@ -142,7 +149,7 @@ def compile_command(
         step.save(folder)
         files = [folder / name for name in (*FILES, *STATE)]
         seconds = (("read", reading), *step.seconds, ("write", time.perf_counter() - started))
-        value = summary.compiled(loaded.name, step.program, folder, seconds, files)
+        value = summary.compiled(loaded.name, step.program, folder, seconds, files, convolutions)
         return value, lambda: render.compiled(value, step.program)
 
     report(model, work, as_json, quiet)

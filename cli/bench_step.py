@@ -47,7 +47,8 @@ def step_command(
 ) -> None:
     """Time one training step of several nets: this compiler's and the best backpropagation, in turns in one process.
 
-    Cases of the CPU: resnet18, resnet18-blocks, resnet50, vit-tiny, vit-tiny-token, gpt, vgg11, mlp. Arms:
+    Cases of the CPU: resnet18, resnet18-blocks, resnet50, vit-tiny, vit-tiny-token, gpt, vgg11, mlp; by name alone
+    resnet18-pconv, with pseudo-convolutions. Arms:
     backprop-eager, backprop-compiled, reclra-eager and reclra-fused; on a GPU also backprop-graphed, reclra-graphed and
     reclra-fused-graphed; without-NAME is reclra-fused without one optimisation.
     Exit status 0 where every cell was measured and its loss is finite and falls; 1 where not.

@@ -83,6 +83,14 @@ Lr = Annotated[float, typer.Option(help="Learning rate.")]
 Update = Annotated[str, typer.Option(help=f"How regions learn: {_one_of(UPDATES)}.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse derivatives inside regions (local_vjp).")]
 Seed = Annotated[int, typer.Option(help="Seed of the error synapses.")]
+ReplaceConv = Annotated[
+    str | None,
+    typer.Option(help="pconv: fixed noise in the place of convolutions' windows, but the first's.", show_default=False),
+]
+Masks = Annotated[
+    int | None, typer.Option(help="Of --replace-conv: maps of noise for each input channel.", show_default="1")
+]
+Sigma = Annotated[float | None, typer.Option(help="Of --replace-conv: deviation of the noise.", show_default="0.1")]
 Synapse = Annotated[str, typer.Option(help=f"Form of the error synapses where it fits: auto, {_one_of(FORMS)}.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="build/NAME")]
 Momentum = Annotated[float, typer.Option(help="Of the optimizer momentum.")]

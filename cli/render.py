@@ -153,6 +153,11 @@ def compiled(value: dict[str, Any], program: StepProgram) -> None:
         for region in value["regions"]
     ]
     _section(console, "Regions", _table(("id", "name", "shape", "update", "error from"), rows))
+    if value["convolutions"]:
+        texts = [f"{item['module']}: kept, {item['kept']}" for item in value["convolutions"] if item["kept"]]
+        replaced = len(value["convolutions"]) - len(texts)
+        title = f"Pseudo-convolutions: {replaced} in the place of {count(len(value['convolutions']), 'convolution')}"
+        _section(console, title, _lines(_cut(texts)))
     _section(console, f"Wiring: {plan.wiring}, depth {plan.depth}, relays {_listed(plan.relays)}", _tree(plan))
     if plan.why:
         console.print(Text(f"  {plan.why}", style="dim"))

@@ -13,9 +13,15 @@ from reclra_graph.ir.regions import Region, RegionGraph
 
 
 def compiled(
-    name: str, program: StepProgram, folder: Path, seconds: Sequence[tuple[str, float]], files: Sequence[Path]
+    name: str,
+    program: StepProgram,
+    folder: Path,
+    seconds: Sequence[tuple[str, float]],
+    files: Sequence[Path],
+    convolutions: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The result of ``compile``: regions, wiring, waves, memory, prediction, times and paths."""
+    """The result of ``compile``: regions, wiring, waves, memory, prediction, times and paths; and what became of
+    ``convolutions`` that were to be replaced."""
     schedule = program.schedule
     plan = schedule.tasks.plan
     one, chain = baselines(plan)
@@ -47,6 +53,7 @@ def compiled(
             "speedup_over_chain": _ratio(chain, schedule.makespan),
         },
         "frozen": [{"parameter": key, "reason": reason} for key, reason in plan.regions.frozen],
+        "convolutions": list(convolutions),
         "seconds": [{"pass": label, "seconds": round(value, 4)} for label, value in seconds],
         "directory": str(folder),
         "files": [str(path) for path in files],

@@ -6,6 +6,8 @@ After:   regions. A region starts at a parametrised operator; it takes in what f
          non-linearity: h_i stands before it, z_i after it. Two parametrised branches that are added, such as a block's
          last layer and the projection of its skip, share one pre-activation and so one region (Eq. 5's W_{k→i} for
          several k). A region never grows out of the block that it started in, so block outputs carry error neurons.
+         What a layer's module does before its own parameters come in, as a pseudo-convolution's noise and ReLU do,
+         ends the regions that it reads from, and belongs to the layer's.
          Everything else (pooling behind z_i, concatenation, …) belongs to the latest region that it reads.
 """
 
@@ -22,6 +24,7 @@ from reclra_graph.passes.extend import extended, with_last_layers
 from reclra_graph.passes.features import feature_axis
 from reclra_graph.passes.growing import Growing
 from reclra_graph.passes.local import local_derivatives
+from reclra_graph.passes.preludes import preludes
 from reclra_graph.rules.operators import is_activation, short
 from reclra_graph.rules.table import MOVES, NORMS, carry, data_read, derived_read, parameters_read, update
 
@@ -52,6 +55,7 @@ def _grow(graph: OperatorGraph, blocks: Mapping[str, str]) -> list[Growing]:
     """All regions with a parametrised operator, closed."""
     open_at: dict[str, Growing] = {}
     closed: list[Growing] = []
+    before = preludes(graph)
 
     def close(region: Growing) -> None:
         open_at.pop(region.end, None)
@@ -73,6 +77,10 @@ def _grow(graph: OperatorGraph, blocks: Mapping[str, str]) -> list[Growing]:
         arriving = [open_at[name] for name in data if name in open_at]
         mine = [region for region in arriving if region.block == block and _only_user(graph, region.end, operator)]
         if operator.name in graph.without_data or operator.name not in graph.reaching:
+            continue
+        if operator.name in before:
+            for region in arriving:
+                close(region)
             continue
         parametrised = any(name in graph.derived for name in operator.reads)
         grows = (
@@ -99,7 +107,8 @@ def _grow(graph: OperatorGraph, blocks: Mapping[str, str]) -> list[Growing]:
             for region in arriving:
                 close(region)
             if parametrised:
-                open_at[operator.name] = Growing([operator.name], operator.name, operator, block)
+                core = [name for name, end in before.items() if end == operator.name]
+                open_at[operator.name] = Growing([*core, operator.name], operator.name, operator, block)
         if operator.name in graph.output_values and operator.name in open_at:
             close(open_at[operator.name])
     for region in list(open_at.values()):

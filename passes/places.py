@@ -7,6 +7,8 @@ import re
 
 import torch
 
+from reclra_graph import pconv
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
 
 
@@ -17,11 +19,11 @@ def first_line(error: BaseException) -> str:
 
 
 def users(path: str) -> bool:
-    """Whether a file is the user's own: not PyTorch's, not one of the passes that run the model, and no text that was
-    compiled at run time."""
+    """Whether a file is the user's own: not PyTorch's, not one of the passes that run the model nor the layer that they
+    put into it, and no text that was compiled at run time."""
     if "/torch/" in path.replace("\\", "/") or path.startswith(("<", "torch/")):
         return False
-    return os.path.dirname(path) != os.path.dirname(__file__)
+    return os.path.dirname(path) != os.path.dirname(__file__) and path != pconv.__file__
 
 
 def user_line(error: BaseException) -> str:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reclra_graph.api import assign_grads, compile, load
+    from reclra_graph.api import assign_grads, compile, load, replace_conv
     from reclra_graph.errors import ModelError, Problem, ReclraError, StepError, UsageError, VerificationError
     from reclra_graph.options import Options
+    from reclra_graph.pconv import PerturbativeConv2d
     from reclra_graph.runtime.compiled import CompiledStep
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "CompiledStep",
     "ModelError",
     "Options",
+    "PerturbativeConv2d",
     "Problem",
     "ReclraError",
     "StepError",
@@ -36,12 +38,14 @@ __all__ = [
     "assign_grads",
     "compile",
     "load",
+    "replace_conv",
 ]
 
 _HOME = {
     "CompiledStep": "runtime.compiled",
     "ModelError": "errors",
     "Options": "options",
+    "PerturbativeConv2d": "pconv",
     "Problem": "errors",
     "ReclraError": "errors",
     "StepError": "errors",
@@ -50,6 +54,7 @@ _HOME = {
     "assign_grads": "api",
     "compile": "api",
     "load": "api",
+    "replace_conv": "api",
 }
 
 # A checkout on a system without symbolic links has two small text files where `passes` and `cli` should be linked.

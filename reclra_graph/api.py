@@ -1,4 +1,4 @@
-"""The Python API: ``compile``, ``load`` and ``assign_grads``."""
+"""The Python API: ``compile``, ``load``, ``assign_grads`` and ``replace_conv``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.text import from_text
 from reclra_graph.options import Options, byte_count
+from reclra_graph.passes import replace_conv as rewriting
 from reclra_graph.passes.pipeline import compile_model
+from reclra_graph.pconv import SIGMA
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.structure import called
 from reclra_graph.verify import verify
@@ -201,3 +203,37 @@ def assign_grads(
     for name, delta in synapses.items():
         step.synapses[name].grad = delta
     return loss
+
+
+def replace_conv(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    masks: int = 1,
+    sigma: float = SIGMA,
+    seed: int = 0,
+    maps: str = "buffers",
+    report: Callable[[str], None] | None = None,
+) -> nn.Module:
+    """A copy of ``model`` with pseudo-convolutions (``rg.PerturbativeConv2d``) in the place of its convolutions; the
+    model itself is not changed. The same arguments give the same copy, wherever and whenever.
+
+    The first convolution stays one, and so does whatever a pseudo-convolution cannot stand for: 1×1 convolutions,
+    groups, dilation, a layer that runs on maps of several sizes, …
+
+    example_inputs, example_kwargs: as ``rg.compile`` takes them. masks: maps of noise for each input channel; 1 keeps
+    the number of channels, k² the number of parameters of k×k convolutions. sigma: deviation of the maps. seed: of the
+    maps and of the new weights. maps: "buffers" holds the maps, "regenerated" makes them anew in every forward pass.
+    report: told in a line what became of each convolution, in the order in which they run.
+
+    Raises UsageError for impossible numbers; ModelError where the model cannot be captured, RG130 where it has no
+    convolution that can be replaced.
+    """
+    found = rewriting.replace_conv(
+        model, example_inputs, example_kwargs, masks=masks, sigma=sigma, seed=seed, maps=maps
+    )
+    if report is not None:
+        for line in found.lines:
+            report(line)
+    return found.model

@@ -56,6 +56,10 @@ CODES: dict[str, tuple[str, str]] = {
     "RG124": ("unsupported-tensor", "Give a model whose parameters are plain dense tensors."),
     "RG125": ("wrapped-model", "Pass the model inside: `model.module`."),
     "RG126": ("script-module", "Pass the nn.Module that was scripted or traced."),
+    "RG130": (
+        "nothing-to-replace",
+        "Leave --replace-conv out, or give a model with a second nn.Conv2d that has a window and no groups.",
+    ),
     "RG201": ("inputs-rejected", "Call `model(*example_inputs)` by itself; it must run in train mode."),
     "RG202": ("capture-failed", "The line shown could not be traced; move data-dependent Python out of forward()."),
     "RG203": (

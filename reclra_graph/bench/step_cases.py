@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reclra_graph.bench.record import example
 from reclra_graph.bench.step_nets import GPT, ViT, mlp, resnet50, vgg11
+from reclra_graph.passes.replace_conv import replace_conv
 
 BATCHES = 2
 """Batches that every arm trains on, in turn."""
@@ -43,7 +44,7 @@ class Case:
     ``build``: makes the net, or where it is given True a tiny one of the same kind. ``options``: more of
     ``rg.compile``'s. ``dtype``: of the arithmetic, "bfloat16" by autocast. ``lr``: of all arms. ``turn``: steps of an
     arm that are timed at once. ``bar``: how many times as fast as the best backprop it shall be. ``devices``: where it
-    is measured unless it is asked for by name.
+    is measured unless it is asked for by name; nowhere, of those that are beside the headlines.
     """
 
     name: str
@@ -83,6 +84,11 @@ class Case:
 def _resnet18(tiny: bool) -> Net:
     module = example("resnet18")
     return Net(module.ResNet18(10, 8), (3, 16, 16), 10) if tiny else Net(module.ResNet18(10, 64), (3, 32, 32), 10)
+
+
+def _resnet18_pconv(tiny: bool) -> Net:
+    net = _resnet18(tiny)
+    return replace(net, model=replace_conv(net.model, torch.zeros(2, *net.shape)).model)
 
 
 def _resnet50(size: int, classes: int) -> Callable[[bool], Net]:
@@ -137,6 +143,14 @@ CASES: dict[str, Case] = {
             wiring="blocks",
             bar=None,
             devices=("cpu",),
+        ),
+        replace(
+            _SMALL,
+            name="resnet18-pconv",
+            title="ResNet-18, 32×32, pseudo-convolutions",
+            build=_resnet18_pconv,
+            bar=None,
+            devices=(),
         ),
         Case("resnet50", "ResNet-50, 64×64", _resnet50(64, 10), lr=0.001, bar=1.4),
         Case("vit-tiny", "ViT-Tiny, 64×64 in patches of 8", _vit_tiny, bar=1.25),

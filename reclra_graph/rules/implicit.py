@@ -39,18 +39,26 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
-def _signed(x: Tensor) -> Tensor:
+def signed(x: Tensor) -> Tensor:
+    """0 … 2³² − 1 as the signed numbers of 32 bits with the same digits, in int64."""
     return ((x + _HALF) & _WORD) - _HALF
+
+
+def hashed(words: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """r_i of every row and c_w of every column of words, 0 … 2³² − 1, int64 [rows] and [columns]. words: the key, int32
+    [2]."""
+    a, b = (words.to(torch.int64) & _WORD).unbind()
+    row = _mix(_mix(torch.arange(rows, device=words.device) ^ a) + b & _WORD)
+    column = _mix(_mix(torch.arange(columns, device=words.device) ^ b) + a & _WORD)
+    return row, column
 
 
 def matrix(words: Tensor, rows: int, columns: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """E of [rows, columns], whole. words: the key, int32 [2]."""
-    a, b = (words.to(torch.int64) & _WORD).unbind()
-    row = _mix(_mix(torch.arange(rows, device=words.device) ^ a) + b & _WORD)
-    column = _mix(_mix(torch.arange(-(-columns // 4), device=words.device) ^ b) + a & _WORD)
+    row, column = hashed(words, rows, -(-columns // 4))
     u = (row[:, None] ^ column) * 0x2C1B3C6D & _WORD
-    u = (u ^ (_signed(u) >> 15) & _WORD) * 0x297A2D39 & _WORD
-    u = u + (_signed(u) >> 16) & _WORD
+    u = (u ^ (signed(u) >> 15) & _WORD) * 0x297A2D39 & _WORD
+    u = u + (signed(u) >> 16) & _WORD
     entries = torch.stack([(u >> shift) + 128 & 255 for shift in (0, 8, 16, 24)], 2).flatten(1)[:, :columns] - 128
     return (entries.to(dtype) + 0.5) / sqrt(columns * (256**2 - 1) / 12)
 

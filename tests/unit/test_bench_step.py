@@ -422,6 +422,17 @@ def test_the_cases_of_the_issue_are_there() -> None:
     lanes = {dict(CASES[name].options).get("gpus", 1) for name in usual("cuda") if name.startswith("mlp")}
     assert lanes == {1, 2, 5, 8}
     assert {"resnet50-224", "vit-b16", "gpt2"} <= set(usual("cuda"))
+    assert "resnet18-pconv" in set(CASES) - {*usual("cpu"), *usual("cuda")}
+
+
+def test_pseudo_convolutions_are_measured_when_they_are_asked_for() -> None:
+    net, other = (CASES[name].build(True).model for name in ("resnet18-pconv", "resnet18"))
+    kinds = [[type(module).__name__ for module in model.modules()] for model in (net, other)]
+    assert [kind.count("PerturbativeConv2d") for kind in kinds] == [16, 0]
+    assert [kind.count("Conv2d") for kind in kinds] == [4, 20]
+    row = measured(Request("resnet18-pconv", EAGER, formats=("contiguous",), rounds=3, warm_up=1, tiny=True))
+    assert row["passed"], row["failures"]
+    assert all(cell["sound"] for cell in row["cells"].values())
 
 
 def test_the_help_names_every_case_of_the_cpu_and_every_arm() -> None:

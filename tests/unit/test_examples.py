@@ -16,7 +16,7 @@ import torch
 import reclra_graph as rg
 from reclra_graph.data import FILES, read_idx
 
-MODELS = ("mlp", "figure1", "residual_mlp", "lenet", "resnet18", "two_inputs")
+MODELS = ("mlp", "figure1", "residual_mlp", "lenet", "resnet18", "two_inputs", "pconv")
 
 
 def _load(path: Path) -> ModuleType:
@@ -58,7 +58,7 @@ def test_example_model(root: Path, name: str) -> None:
 def test_example_runs_as_it_stands(root: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(root / "examples" / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    assert ("loss" if name == "two_inputs" else "def step(") in printed
+    assert ("loss" if name in ("two_inputs", "pconv") else "def step(") in printed
 
 
 def test_every_example_is_listed(root: Path) -> None:

@@ -30,6 +30,7 @@ RANK = {
     "ir": 2,
     "rules": 3,
     "verify": 4,
+    "pconv": 4,
     "export": 5,
     "runtime": 6,
     "reference": 6,
@@ -82,6 +83,7 @@ def test_public_names_are_exactly_these() -> None:
         "CompiledStep",
         "ModelError",
         "Options",
+        "PerturbativeConv2d",
         "Problem",
         "ReclraError",
         "StepError",
@@ -91,6 +93,7 @@ def test_public_names_are_exactly_these() -> None:
         "assign_grads",
         "compile",
         "load",
+        "replace_conv",
     ]
 
 
