@@ -18,10 +18,11 @@ import reclra_graph
 # Every part of the package by rank: a part imports only from lower ranks, or from itself.
 RANK = {
     "errors": 0,
+    "user_cache": 0,
+    "circumstances": 1,
     "options": 1,
     "data": 1,
     "example_inputs": 1,
-    "user_cache": 1,
     "structure": 1,
     "check_model": 2,
     "formats": 2,
