@@ -36,9 +36,11 @@ RANK = {
     "reference": 6,
     "passes": 7,
     "api": 8,
-    "bench": 9,
-    "search": 10,
-    "cli": 11,
+    "methods": 9,
+    "train": 10,
+    "bench": 11,
+    "search": 12,
+    "cli": 13,
 }
 
 
@@ -102,8 +104,8 @@ def test_every_public_name_can_be_had(name: str) -> None:
 
 
 def test_other_names_are_refused() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'train'"):
-        _ = reclra_graph.train
+    with pytest.raises(AttributeError, match="no attribute 'teach'"):
+        _ = reclra_graph.teach
 
 
 def _fresh(root: Path, code: str) -> str:
