@@ -40,8 +40,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help=f"{_SETS}; a folder with the files of one, with train/CLASS/*.jpg and val/CLASS/*.jpg, or with train.pt"
-            " and test.pt; or one file of tensors (.pt).",
+            help=f"{_SETS}; a folder with the files of one, with train/CLASS/*.jpg and val/CLASS/*.jpg, or with "
+            "train.pt and test.pt; or one file of tensors (.pt).",
             show_default=False,
         ),
     ],
@@ -55,9 +55,7 @@ def train(
     batch: Annotated[int, typer.Option(help="Images per step.")] = 50,
     augment: Annotated[
         bool | None,
-        typer.Option(
-            "--augment/--no-augment", help="Random crops, mirrored where it makes sense.", show_default=_USUAL
-        ),
+        typer.Option("--augment/--no-augment", help="Random crops, mirrored where that is usual.", show_default=_USUAL),
     ] = None,
     normalise: Annotated[
         bool | None,

@@ -49,7 +49,8 @@ def prepare(data: Data, settings: Settings, fit: Fit, device: torch.device) -> S
         raise UsageError(Problem("RG405", cause, "batch", "Give a smaller batch, or hold out less (validation)."))
     train, validation = split(data.count, held)
     about: dict[str, Any] = {
-        "name": data.name, "digest": data.digest, "classes": data.classes, "train": learned, "validation": held or len(own),
+        "name": data.name, "digest": data.digest, "classes": data.classes, "train": learned,
+        "validation": held or len(own),
     }  # fmt: skip
     made = _folder if isinstance(data, ImageFolder) else _memory
     return made(data, settings, fit, device, train, validation, about)  # type: ignore[arg-type]
