@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from reclra_graph.options import Options
     from reclra_graph.pconv import PerturbativeConv2d
     from reclra_graph.runtime.compiled import CompiledStep
+    from reclra_graph.train.fit import fit
+    from reclra_graph.train.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -32,11 +34,13 @@ __all__ = [
     "Problem",
     "ReclraError",
     "StepError",
+    "Trainer",
     "UsageError",
     "VerificationError",
     "__version__",
     "assign_grads",
     "compile",
+    "fit",
     "load",
     "replace_conv",
 ]
@@ -49,10 +53,12 @@ _HOME = {
     "Problem": "errors",
     "ReclraError": "errors",
     "StepError": "errors",
+    "Trainer": "train.trainer",
     "UsageError": "errors",
     "VerificationError": "errors",
     "assign_grads": "api",
     "compile": "api",
+    "fit": "train.fit",
     "load": "api",
     "replace_conv": "api",
 }
