@@ -35,9 +35,11 @@ RANK = {
     "reference": 6,
     "passes": 7,
     "api": 8,
-    "bench": 9,
-    "search": 10,
-    "cli": 11,
+    "methods": 9,
+    "train": 10,
+    "bench": 11,
+    "search": 12,
+    "cli": 13,
 }
 
 
