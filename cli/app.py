@@ -16,7 +16,9 @@ import typer
 
 from reclra_graph.cli import option_types
 from reclra_graph.cli.bench import bench_app
+from reclra_graph.cli.compile_options import read_options, with_method
 from reclra_graph.cli.search import search_command
+from reclra_graph.cli.train import command as train_command
 from reclra_graph.errors import Problem, ReclraError, UsageError
 from reclra_graph.options import Options
 
@@ -27,7 +29,9 @@ DEFAULT = Options()
 
 
 def compile_command(
+    ctx: typer.Context,
     model: option_types.Model,
+    method: option_types.Method = None,
     gpus: option_types.Gpus = DEFAULT.gpus,
     depth: option_types.Depth = "auto",
     relays: option_types.Relays = None,
@@ -72,48 +76,10 @@ def compile_command(
     quiet: option_types.Quiet = False,
 ) -> None:
     """Compile a model into a training step without backpropagation, and write it with its plan and pictures."""
-    options: dict[str, Any] = {
-        "gpus": gpus,
-        "depth": _number(depth),
-        "relays": None if relays is None else tuple(_number(item) for item in parts(relays)),
-        "wiring": tuple(parts(wiring)) if "->" in wiring else wiring,
-        "synapse_memory": synapse_memory,
-        "gpu_memory": gpu_memory,
-        "rule": rule,
-        "beta": beta,
-        "gamma": gamma,
-        "kappa": _kappa(kappa or ""),
-        "norm": norm,
-        "sign": sign,
-        "gain": gain,
-        "loss": losses(loss),
-        "output": output,
-        "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
-        "class_weights": tuple(_decimal(item) for item in parts(class_weights or "")),
-        "frontend": frontend,
-        "micro_batches": micro_batches,
-        "placement": placement,
-        "overlap_steps": overlap_steps,
-        "without": without or (),
-        "recompute": recompute,
-        "memory_format": memory_format,
-        "autocast": autocast,
-        "device": device,
-        "profile": profile,
-        "optimizer": optimizer,
-        "lr": lr,
-        "momentum": momentum,
-        "betas": tuple(_decimal_or_text(item) for item in parts(betas)),
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "update": update,
-        "strict": strict,
-        "seed": seed,
-        "synapse": synapse,
-    }
+    given = read_options(locals())
 
     def work(phase: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None]]:
+        options = given if method is None else with_method(method, ctx, given)
         from reclra_graph.cli import render, summary
 
         phase("importing torch")
@@ -186,6 +152,7 @@ app = typer.Typer(
 )
 app.command("compile")(compile_command)
 app.command("explain")(explain_command)
+app.command("train")(train_command(compile_command))
 app.command("search")(search_command)
 app.add_typer(bench_app, name="bench")
 
@@ -264,45 +231,6 @@ def load(model: str, inputs: Sequence[str], usage: list[Problem], other: list[Pr
     if other or loaded is None:
         raise ModelError(other)
     return loaded
-
-
-def losses(text: str) -> str | dict[str, str]:
-    """``mse``, or ``class=cross-entropy,box=mse``."""
-    return dict((*item.split("=", 1), "")[:2] for item in parts(text)) if "=" in text else text  # type: ignore[misc]
-
-
-def parts(text: str) -> list[str]:
-    """Items between commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _kappa(text: str) -> dict[Any, Any]:
-    """``3=0.5,7=2``; what is no number stays a text, which the options refuse."""
-    found: dict[Any, Any] = {}
-    for region, _, value in (item.partition("=") for item in parts(text)):
-        found[_number(region.strip())] = _decimal_or_text(value)
-    return found
-
-
-def _decimal_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text  # which the options refuse
-
-
-def _decimal(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return -1.0  # which the options refuse
-
-
-def _number(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 def _problem(problem: Problem) -> dict[str, str]:

@@ -12,6 +12,7 @@ import typer
 
 from reclra_graph.cli.bench_epochs import epochs_command
 from reclra_graph.cli.bench_step import step_command
+from reclra_graph.cli.compile_options import losses, parts
 from reclra_graph.errors import Problem, ReclraError, UsageError
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def schedule_command(
         named = device if device is not None else bench.usual_device()
         options: dict[str, Any] = {
             "gpus": gpus,
-            "wiring": tuple(app.parts(wiring)) if "->" in wiring else wiring,
-            "loss": app.losses(loss),
+            "wiring": tuple(parts(wiring)) if "->" in wiring else wiring,
+            "loss": losses(loss),
             "device": named,
             "profile": profile,
         }

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reclra_graph.cli.compile_options import parts
 from reclra_graph.errors import ModelError, Problem, UsageError
 
 RESULTS = Path("docs/results")
@@ -63,8 +64,8 @@ def epochs_command(
         from reclra_graph.bench import epochs_bench, epochs_report
         from reclra_graph.export.artifacts import unwritable
 
-        names = None if models is None else tuple(app.parts(models))
-        wanted = None if arms is None else tuple(app.parts(arms))
+        names = None if models is None else tuple(parts(models))
+        wanted = None if arms is None else tuple(parts(arms))
         errors, wrong = _targets(targets)
         settings = epochs_bench.Settings(
             data, names, wanted, epochs, trial_epochs, seeds, width, batch, errors, rule, seed, device, threads,
@@ -96,12 +97,11 @@ def epochs_command(
 
 def _targets(text: str | None) -> tuple[tuple[float, ...] | None, list[Problem]]:
     """Errors as shares, and what is no number among them."""
-    from reclra_graph.cli import app
 
     if text is None:
         return None, []
     found, wrong = [], []
-    for part in app.parts(text):
+    for part in parts(text):
         try:
             found.append(round(float(part) / 100, 9))
         except ValueError:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reclra_graph.cli.compile_options import parts
 from reclra_graph.errors import ModelError, UsageError
 
 RESULTS = Path("docs/results")
@@ -60,11 +61,11 @@ def step_command(
         from reclra_graph.bench import step_bench, step_report
         from reclra_graph.export.artifacts import unwritable
 
-        names = None if models is None else tuple(app.parts(models))
-        wanted = None if arms is None else tuple(app.parts(arms))
+        names = None if models is None else tuple(parts(models))
+        wanted = None if arms is None else tuple(parts(arms))
         settings = step_bench.Settings(
             names, wanted, rounds, warm_up, batch, lr, seed, device, threads, work, fresh, quick,
-            None if formats is None else tuple(app.parts(formats)), ablate,
+            None if formats is None else tuple(parts(formats)), ablate,
         )  # fmt: skip
         kept = RESULTS / f"step-{settings.on}{'-optimisations' if ablate else ''}.json"
         target = out if out is not None else kept if settings.whole else None

@@ -85,6 +85,79 @@ def trials(total: int) -> Iterator[Callable[[int, int, Any, int, float | None], 
         yield show
 
 
+@contextmanager
+def training(hidden: bool = False) -> Iterator[tuple[Callable[[str], None], Callable[[Any], None]]]:
+    """Two functions, on standard error: one names the phase before the training, one is told the progress of it
+    (``reclra_graph.train.trainer.Progress``). Silent where ``hidden``, or no terminal."""
+    console = Console(file=sys.stderr)
+    if hidden or not console.is_terminal:
+        yield lambda text: None, lambda progress: None
+        return
+    with _bar(console, "{task.fields[epoch]}") as bar:
+        task = bar.add_task("", total=None, now=Text(""), epoch="")
+
+        def phase(text: str) -> None:
+            bar.update(task, total=None, completed=0, now=Text(text), epoch="")
+
+        def show(progress: Any) -> None:
+            told = [] if progress.error is None else [f"error {_figure(progress.error)}"]
+            told += [] if progress.best is None else [f"best {_figure(progress.best)}"]
+            told += [] if progress.loss is None else [f"loss {progress.loss:.4g}"]
+            told += [f"{progress.rate:,.0f} samples/s"]
+            told += [] if progress.left is None else [f"{_clock(progress.left)} left"]
+            epochs = progress.epoch * progress.steps / max(1, progress.step)
+            epoch = f"epoch {progress.epoch:.1f}/{epochs:g}"
+            bar.update(task, total=progress.steps, completed=progress.step, now=Text(", ".join(told)), epoch=epoch)
+
+        yield phase, show
+
+
+def trained(value: dict[str, Any], folder: Path) -> None:
+    """The result of ``train`` on standard output: of one run, or of several seeds."""
+    console = _console()
+    if "runs" in value:
+        for run in value["runs"]:
+            console.print(Text(f"seed {run['seed']}  {_ended(run)}"))
+        for name in ("error", "test_error", "train_error"):
+            found = value[name]
+            if found["mean"] is not None:
+                spread = "" if found["sd"] is None else f" ± {_figure(found['sd'])}"
+                what = {"error": "validation error", "test_error": "test error", "train_error": "training error"}[name]
+                console.print(Text(f"{what} {_figure(found['mean'])}{spread}, {count(found['count'], 'run')}"))
+    else:
+        settings = value["settings"]
+        data = settings["data"]
+        console.print(
+            Text(
+                f"{settings['method']} on {data['name']}: {data['train']:,} images to train with, "
+                f"{data['validation']:,} for validation, {data['test']:,} to test with"
+            )
+        )
+        console.print(Text(_ended(value)))
+        console.print(Text(f"{value['train_seconds']:,.1f} s of training, {len(value['curve'])} evaluations"))
+    console.print(Text(f"written: {folder / 'summary.json'}"))
+
+
+def _ended(run: dict[str, Any]) -> str:
+    """How a run went, in a line."""
+    why = {"done": "", "patience": ", stopped early", "diverged": ", diverged", "minutes": ", not at its end yet"}
+    told = [f"{run['steps']:,} steps{why[run['ended']]}"]
+    if run["error"] is not None:
+        told.append(f"validation error {_figure(run['error'])} behind step {run['best_step']:,}")
+    for name, what in (("test_error", "test error"), ("train_error", "training error")):
+        told += [] if run[name] is None else [f"{what} {_figure(run[name])}"]
+    return "; ".join(told)
+
+
+def _figure(share: float) -> str:
+    """An error: a share as per cents; what is more than 1 is none, but a loss."""
+    return f"{100 * share:.2f} %" if share <= 1 else f"{share:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
 def searched(text: str, files: Sequence[Path]) -> None:
     """The table of a search, and the files that were written, on standard output."""
     sys.stdout.write(text)

@@ -124,6 +124,10 @@ CODES: dict[str, tuple[str, str]] = {
     "RG702": ("bad-saved-step", "Save the step again with `step.save(dir)`."),
     "RG703": ("missing-data", "Give --data a folder that holds the data set's official files."),
     "RG704": ("bad-data", "The file is damaged or is not what its name says; fetch it again."),
+    "RG710": ("another-run", "Give the settings that the run was begun with, another --out, or --fresh to begin anew."),
+    "RG711": ("bad-checkpoint", "Begin anew with --fresh, or give another --out."),
+    "RG712": ("extra-missing", "Install what is missing: pip install 'reclra-graph[images,digits,tensorboard]'."),
+    "RG713": ("data-misfit", "Bring a model for these samples, or other samples."),
     "RG801": (
         "bad-zoo-list",
         "Write one `source name` on a line; the sources are own, torchvision, timm, transformers and file.",

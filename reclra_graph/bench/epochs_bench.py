@@ -194,7 +194,7 @@ def check_data(settings: Settings) -> dict[str, str]:
         except ReclraError as error:
             problems += error.problems
             continue
-        digests[name] = data.digest(images)
+        digests[name] = images.digest
         have = len(images.train_labels)
         for case in settings.cases:
             batch = settings.batch_of(case)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from reclra_graph.bench.epochs_cases import QUICK_BATCH, QUICK_BATCHES, Case
 from reclra_graph.data import ImageSet, cifar10, fashion_mnist
+from reclra_graph.data.split import split, usual
 
 READERS: dict[str, Callable[[Path], ImageSet]] = {"fashion-mnist": fashion_mnist, "cifar10": cifar10}
-SPLIT_SEED = 0
-"""Of the choice of validation images, the same for every seed of weights and batches."""
 
 
 def read(name: str, folder: Path) -> ImageSet:
@@ -23,18 +21,9 @@ def read(name: str, folder: Path) -> ImageSet:
     return READERS[name](folder)
 
 
-def digest(images: ImageSet) -> str:
-    """Sixteen hex digits of all images and labels: other data, another digest."""
-    found = hashlib.sha256()
-    for item in (images.train_images, images.train_labels, images.test_images, images.test_labels):
-        found.update(f"{tuple(item.shape)}".encode())
-        found.update(item.contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
 def held_out(case: Case, count: int) -> int:
     """How many of ``count`` training images are held out for validation: the case's number, a fifth at most."""
-    return min(case.validation, count // 5)
+    return usual(count, case.validation)
 
 
 @dataclass(frozen=True)
@@ -63,9 +52,8 @@ class Samples:
 def samples(case: Case, images: ImageSet, device: str, tiny: bool = False) -> Samples:
     """The parts of a data set on a device. Images of Fashion-MNIST are pixels in 0…1; those of CIFAR-10 have the mean
     and deviation of each channel of the training images taken out. ``tiny``: a few images only."""
-    order = torch.randperm(len(images.train_labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    held = held_out(case, len(order))
-    validation, train, test = order[:held], order[held:], torch.arange(len(images.test_labels))
+    train, validation = split(images.count, held_out(case, images.count))
+    test = torch.arange(len(images.test_labels))
     if tiny:
         few = QUICK_BATCH * QUICK_BATCHES
         validation, train, test = validation[:few], train[:few], test[:few]

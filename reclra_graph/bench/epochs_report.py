@@ -9,11 +9,11 @@ from typing import Any
 from reclra_graph.bench.epochs_arms import ARMS, WIRING
 from reclra_graph.bench.epochs_bench import Found, Settings
 from reclra_graph.bench.epochs_cases import MOMENTUM
-from reclra_graph.bench.epochs_data import SPLIT_SEED
 from reclra_graph.bench.epochs_figures import arm_figures, compare
 from reclra_graph.bench.epochs_picture import curves_svg
 from reclra_graph.bench.jobs import Row, versions
 from reclra_graph.bench.record import circumstances, plain, write_json, write_text, written
+from reclra_graph.data.split import SPLIT_SEED
 from reclra_graph.export.report import count
 
 WHAT = (

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reclra_graph.bench.epochs_arms import Learner, State
 from reclra_graph.bench.epochs_data import Part, Samples
 from reclra_graph.bench.step_probes import settle
-from reclra_graph.errors import StepError
+from reclra_graph.data.split import order
+from reclra_graph.methods.learner import Learner
+from reclra_graph.train.loop import Length, stretch, warm_up
+from reclra_graph.train.schedule import cosine as rate
 
-WARM_UP = 2
-"""Steps that compile, at a rate of 0; what statistics and optimisers remember of them is taken back."""
+__all__ = ["Course", "Length", "Run", "error_rate", "rate", "summary"]
+
 _AT_ONCE = 500  # images that are judged at a time
 _BETWEEN = 20.0  # seconds between two checkpoints, at least
-
-
-@dataclass(frozen=True)
-class Length:
-    """``steps`` of a run, ``every`` how many of them it is judged, and how many batches an epoch has."""
-
-    steps: int
-    every: int
-    epoch: int
-
-    @classmethod
-    def of(cls, images: int, batch: int, epochs: float, evaluations: int) -> Length:
-        """The length of ``epochs`` over so many images, judged so often in each. What is left of an epoch behind its
-        last whole batch is not learned from; the next epoch has another order."""
-        epoch = images // batch
-        return cls(max(1, round(epochs * epoch)), max(1, round(epoch / evaluations)), epoch)
 
 
 @dataclass
@@ -52,11 +38,6 @@ class Course:
     compile_seconds: list[float] = field(default_factory=list)
     curve: list[tuple[int, float, float]] = field(default_factory=list)
     ended: str = ""
-
-
-def rate(lr: float, step: int, steps: int) -> float:
-    """The learning rate of a step: half a cosine from ``lr`` to 0 over the run."""
-    return lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()
@@ -108,46 +89,33 @@ class Run:
 
     def warm_up(self) -> float:
         """Seconds of the first steps, which compile; the learner is then as it was before."""
-        begun = self.learner.state()
-        started = time.perf_counter()
-        chosen = torch.arange(self.batch, device=self.device)
-        for _ in range(WARM_UP):
-            self.learner.learn(*self.samples.train.batch(chosen), 0.0)
-        settle(self.device)
-        seconds = time.perf_counter() - started
-        self.learner.load(begun)
-        return round(seconds, 3)
+        batch = self.samples.train.batch(torch.arange(self.batch, device=self.device))
+        return warm_up(self.learner, batch, partial(settle, self.device))
 
     def chosen(self, step: int) -> Tensor:
         """The images of a step: every epoch has an order of its own, drawn from the seed."""
         epoch, at = divmod(step, self.length.epoch)
         if self._order is None or self._order[0] != epoch:
-            draw = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-            order = torch.randperm(len(self.samples.train.labels), generator=draw).to(self.device)
-            self._order = epoch, order
+            found = order(len(self.samples.train.labels), self.seed, epoch)
+            self._order = epoch, found.to(self.device)
         return self._order[1][at * self.batch : (at + 1) * self.batch]
 
     _order: tuple[int, Tensor] | None = None
 
+    def batches(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of some steps."""
+        return map(self.samples.train.batch, [self.chosen(step) for step in range(first, last)])
+
     def stretch(self, course: Course) -> None:
         """Train until the next evaluation, and judge."""
-        steps = self.length.steps
-        last = min(steps, (course.steps // self.length.every + 1) * self.length.every)
-        numbers = [(self.chosen(step), rate(self.lr, step, steps)) for step in range(course.steps, last)]
-        settle(self.device)
-        start = time.perf_counter()
-        try:
-            for chosen, lr in numbers:
-                loss = self.learner.learn(*self.samples.train.batch(chosen), lr)
-            settle(self.device)
-            finite = math.isfinite(float(loss))
-        except StepError as error:
-            if error.codes != ("RG604",):
-                raise
-            finite = False
-        course.seconds += time.perf_counter() - start
+        last, steps = self.length.next_evaluation(course.steps), self.length.steps
+        done = stretch(
+            self.learner, self, lambda step: rate(self.lr, step, steps), course.steps, last,
+            partial(settle, self.device),
+        )  # fmt: skip
+        course.seconds += done.seconds
         course.steps = last
-        if not finite:
+        if not done.finite:
             course.ended = "diverged"
             return
         course.curve.append(
@@ -169,8 +137,7 @@ class Run:
         begun = self.learner.state()
         try:
             held = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            state: State = held["state"]
-            self.learner.load(state)
+            self.learner.load(held["state"])
             return Course(**held["course"])
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError, pickle.UnpicklingError):
             self.learner.load(begun)  # a damaged file: from the beginning

@@ -1,11 +1,11 @@
 """A model as a chain of pieces, each of which reads nothing but what the one before puts out.
 
 Before:  regions, with an operator graph of any form.
-After:   links f_1 … f_L with z_l = f_l(z_{l−1}), z_0 the input. A link ends at the representation of a region that every
-         path from an input to the output leads through. It is one region, or several of one block of the model, where
-         something inside the block (a skip connection, the heads of an attention) leads past them. What leads past a
-         whole region outside of any block is refused: a loop that takes derivatives inside a link would there be
-         backpropagation.
+After:   links f_1 … f_L with z_l = f_l(z_{l−1}), z_0 the input. A link ends at the representation of a region that
+         every path from an input to the output leads through. It is one region, or several of one block of the model,
+         where something inside the block (a skip connection, the heads of an attention) leads past them. What leads
+         past a whole region outside of any block is refused: a loop that takes derivatives inside a link would there
+         be backpropagation.
 """
 
 from __future__ import annotations

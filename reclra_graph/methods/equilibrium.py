@@ -22,6 +22,7 @@ from reclra_graph.errors import ModelError, Problem, UsageError
 from reclra_graph.methods.affine import Layer, layer_of
 from reclra_graph.methods.chain import links_of
 from reclra_graph.methods.looped import LoopedLearner
+from reclra_graph.methods.optimizers import Make
 from reclra_graph.methods.settings import above, at_least, one_of, whole
 from reclra_graph.methods.traced import finite
 from reclra_graph.rules.equilibrium import contrast, drive, nudged, settle
@@ -70,7 +71,7 @@ class Settings:
 
 class EquilibriumPropagation(LoopedLearner):
     """Learns by equilibrium propagation: see this file's text. ``given``: fields of ``Settings``, and the options
-    common to all loops (``reclra_graph.methods.traced.OPTIONS``).
+    common to all loops.
 
     The model is then an energy model: what it predicts is the output that the free phase settles at, ``predict(x)``,
     and not what one pass of ``model(x)`` gives.
@@ -80,9 +81,9 @@ class EquilibriumPropagation(LoopedLearner):
 
     name = "eprop"
 
-    def __init__(self, model: nn.Module, example_inputs: Any, **given: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, make: Make, **given: Any) -> None:
         self.settings = Settings(**{key: given[key] for key in given if key in Settings.__dataclass_fields__})
-        super().__init__(model, example_inputs, given)
+        super().__init__(model, example_inputs, make, **given)
         self.layers = self._found()
         rates = tuple(self.settings.layer_rates) or (1.0,) * len(self.layers)
         if len(rates) != len(self.layers):
@@ -92,7 +93,7 @@ class EquilibriumPropagation(LoopedLearner):
         factors: dict[str, float] = {}
         for layer, rate in zip(self.layers, rates, strict=True):
             factors.update({key: rate for key, _, _ in layer.updates})
-        self.optimise_with([([learning[key]], factor) for key, factor in factors.items()])
+        self.optimise([([learning[key]], factor) for key, factor in factors.items()])
 
     def _found(self) -> tuple[Layer, ...]:
         """The model's layers. Raises ModelError with everything that is in the way."""

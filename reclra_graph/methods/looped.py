@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reclra_graph.errors import ModelError, Problem
+from reclra_graph.methods.optimizers import Make
 from reclra_graph.methods.traced import OPTIONS, TracedModel, misfit, refuse
 
 FACTOR = "factor"
@@ -17,23 +18,22 @@ FACTOR = "factor"
 
 
 class LoopedLearner:
-    """A learner with a loop of its own. ``name``: of the method; ``groups``: its parameters, with the factor of the
-    learning rate for each group."""
+    """A learner with a loop of its own. ``name``: of the method."""
 
     name = ""
+    optimiser: torch.optim.Optimizer
 
-    def __init__(self, model: nn.Module, example_inputs: Any, given: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, make: Make, **given: Any) -> None:
+        """make: the optimiser. given: options of the loop's own, and those of ``reclra_graph.methods.traced.OPTIONS``."""
         self.traced = TracedModel(model, example_inputs, {key: given[key] for key in given if key in OPTIONS})
         self.model = self.traced.model
         self.options = self.traced.options
+        self.make = make
         self.draws = torch.Generator().manual_seed(self.options.seed)
 
-    def optimise_with(self, groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> None:
-        """Make the optimiser of the options, for groups of parameters, each with a factor of the learning rate."""
-        options = self.options
-        self.optimiser = optimiser(
-            options.optimizer, groups, options.lr, options.momentum, options.betas, options.eps, options.weight_decay
-        )
+    def optimise(self, groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> None:
+        """Have groups of parameters learn, each with a factor of the learning rate."""
+        self.optimiser = self.make(grouped(groups), self.options.lr)
 
     def step(self, deltas: Mapping[nn.Parameter, Tensor | None], lr: float) -> None:
         """Move parameters against ``deltas``, means over the batch; those without one stay as they are."""
@@ -75,25 +75,18 @@ class LoopedLearner:
         for key, part in self.parts().items():
             part.load_state_dict(copy.deepcopy(state[key]))
 
+    def learn(self, x: Any, y: Tensor, lr: float) -> Tensor:
+        """Learn from one batch, as ``Learner`` says."""
+        raise NotImplementedError
+
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """What else learns, by its key in ``state()``."""
         return {}
 
 
-def optimiser(
-    kind: str,
-    groups: Sequence[tuple[Sequence[nn.Parameter], float]],
-    lr: float,
-    momentum: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> torch.optim.Optimizer:
-    """torch.optim's SGD ("sgd", "momentum") or AdamW ("adamw")."""
-    given = [{"params": list(parameters), "lr": lr * factor, FACTOR: factor} for parameters, factor in groups]
-    if kind == "adamw":
-        return torch.optim.AdamW(given, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-    return torch.optim.SGD(given, lr=lr, momentum=momentum if kind == "momentum" else 0.0, weight_decay=weight_decay)
+def grouped(groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> Any:
+    """Parameter groups as torch.optim takes them, in the place of parameters."""
+    return [{"params": list(parameters), FACTOR: factor} for parameters, factor in groups]
 
 
 def stepped(optimiser: torch.optim.Optimizer, deltas: Mapping[nn.Parameter, Tensor | None]) -> None:

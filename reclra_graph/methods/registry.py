@@ -21,8 +21,8 @@ class Method:
     """A method of training.
 
     name: as ``--method`` takes it. title: for tables. source: where it was published. loop: "step" is what
-    ``rg.compile`` makes with ``options``; the others have learners of their own, which take ``options`` too. needs: what
-    a model must be for it.
+    ``rg.compile`` makes with ``options``; the others have learners of their own, which take ``options`` too. needs:
+    what a model must be for it.
     """
 
     name: str
@@ -61,11 +61,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                    {"difference": False, "target_rate": 1.0}, _CHAIN),
             Method("dtp", "DTP", "Lee, Zhang, Fischer, Bengio 2015 (ECML/PKDD)", "dtp", {"difference": True}, _CHAIN),
             Method("eprop", "E-Prop", "Scellier, Bengio 2017 (Frontiers in Computational Neuroscience 11)", "eprop",
-                   needs="a chain of dense layers, convolutions and average pools, with activations that rise; one loss"),
+                   needs="a chain of dense layers, convolutions, average pools and activations that rise; one loss"),
             Method("reclra-hybrid", "rec-LRA, block-local derivatives", _RECLRA, options={"update": "local_vjp"}),
             Method("reclra-dkp", "rec-LRA, direct Kolen–Pollack", f"{_RECLRA}; Webster, Choi, Ahn 2020",
                    options={"rule": "dkp", "gamma": 1.0}),
-            Method("local", "local readouts", "Nøkland, Eidnes 2019 (ICML); Belilovsky, Eickenberg, Oyallon 2019 (ICML)",
+            Method("local", "local readouts",
+                   "Nøkland, Eidnes 2019 (ICML); Belilovsky, Eickenberg, Oyallon 2019 (ICML)",
                    options={"wiring": "blocks", "rule": "readout", "gamma": 1.0},
                    needs="one output over classes or values, of which every relay can have a readout"),
         )

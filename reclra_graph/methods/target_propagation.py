@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from reclra_graph.errors import ModelError, UsageError
 from reclra_graph.methods.chain import Link, links_of, steps_of
 from reclra_graph.methods.inverses import Inverse
-from reclra_graph.methods.looped import LoopedLearner, optimiser, stepped
+from reclra_graph.methods.looped import LoopedLearner, grouped, stepped
+from reclra_graph.methods.optimizers import Make, own
 from reclra_graph.methods.settings import above, at_least, one_of, whole
 from reclra_graph.methods.traced import chain_of, finite
 from reclra_graph.options import OPTIMIZERS
@@ -73,35 +74,33 @@ class Settings:
 
 class TargetPropagation(LoopedLearner):
     """Learns by TP or DTP: see this file's text. ``given``: fields of ``Settings``, and the options common to all
-    loops (``reclra_graph.methods.traced.OPTIONS``).
+    loops.
 
     Raises UsageError RG405 for impossible options; ModelError, RG460 where the model is no chain of layers or blocks,
     or has a step function.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, **given: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, make: Make, **given: Any) -> None:
         self.settings = Settings(**{key: given[key] for key in given if key in Settings.__dataclass_fields__})
         self.name = "dtp" if self.settings.difference else "tp"
-        super().__init__(model, example_inputs, given)
+        super().__init__(model, example_inputs, make, **given)
         self.links = links_of(self.traced.regions, self.name)
         if problems := steps_of(self.links, self.traced.regions, self.name):
             raise ModelError(problems)
-        self.optimise_with([(list(self.traced.learning().values()), 1.0)])
+        self.optimise([(list(self.traced.learning().values()), 1.0)])
         self.draws = torch.Generator(self.traced.device).manual_seed(self.options.seed)
         self.inverses = self._made_inverses()
-        self.inverse_optimiser = optimiser(
-            self.settings.inverse_optimizer, [(list(self.inverses.parameters()), 1.0)], self.settings.inverse_lr,
-            self.options.momentum, self.options.betas, self.options.eps, 0.0,
-        )  # fmt: skip
+        make = own(self.settings.inverse_optimizer, {})
+        self.inverse_optimiser = make(grouped([(list(self.inverses.parameters()), 1.0)]), self.settings.inverse_lr)
 
     def _made_inverses(self) -> nn.ModuleDict:
         """Every G_l under the id of its link's last region: the same numbers on every device."""
-        own = self.settings.inverse_activation == "own"
+        same = self.settings.inverse_activation == "own"
         draws = torch.Generator().manual_seed(self.options.seed)
         like = next(self.model.parameters())
         found = nn.ModuleDict()
         for link in (self.links[number] for number in self._inverted):
-            activation = chain_of(self.traced, link.before) if own else ()
+            activation = chain_of(self.traced, link.before) if same else ()
             found[str(link.end.id)] = Inverse(link.end, link.before, activation, draws, like)
         return found
 
@@ -182,10 +181,10 @@ class TargetPropagation(LoopedLearner):
                 noise = torch.randn(z.shape, generator=self.draws, dtype=z.dtype, device=z.device)
                 around = noisy(z, noise, self.settings.noise)
                 inverse = self.inverses[str(link.end.id)]
-                own = list(inverse.parameters())
+                held = list(inverse.parameters())
                 with torch.enable_grad():
                     error = distance(inverse(self._through(link, around, values)), around, batch)
-                deltas.update(zip(own, torch.autograd.grad(error, own), strict=True))
+                deltas.update(zip(held, torch.autograd.grad(error, held), strict=True))
             stepped(self.inverse_optimiser, deltas)
 
     @torch.no_grad()

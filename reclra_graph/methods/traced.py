@@ -28,7 +28,7 @@ from reclra_graph.verify import verify
 
 OPTIONS = (
     "loss", "output", "label_smoothing", "ignore_index", "class_weights", "frontend", "seed",
-    "optimizer", "momentum", "betas", "eps", "weight_decay",
+    "momentum", "betas", "eps", "weight_decay",
 )  # fmt: skip
 """The options of ``rg.compile`` that every loop takes, with the same meaning."""
 

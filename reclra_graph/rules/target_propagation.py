@@ -52,7 +52,8 @@ def map_inverse(
     z: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], transposed: bool
 ) -> Tensor:
     """A convolution of any rank, or with ``transposed`` a transposed one: back to the map that a layer with pooling or
-    stride made smaller. z: [B, n, …]; weight: [n, m, *kernel] if transposed, else [m, n, *kernel]; returns [B, m, …]."""
+    stride made smaller. z: [B, n, …]; weight: [n, m, *kernel] if transposed, else [m, n, *kernel]; returns [B, m, …].
+    """
     ones, zeros = [1] * len(stride), [0] * len(stride)
     return torch.convolution(z, weight, bias, list(stride), list(padding), ones, transposed, zeros, 1)
 

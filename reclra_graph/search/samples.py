@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reclra_graph.data import fashion_mnist
+from reclra_graph.data import either
 from reclra_graph.errors import Problem, ReclraError
 
 _HOW = (
@@ -71,7 +71,7 @@ def read_samples(source: str | Path, shape: Sequence[int], held_out: float, seed
 
 
 def _images(folder: Path) -> tuple[Tensor, Tensor]:
-    images = fashion_mnist(folder)
+    images = either(folder)
     return images.train_images, images.train_labels
 
 

@@ -1,0 +1,1 @@
+"""Training runs: data, schedule, loop, checkpoints, log and summary around a learner."""
