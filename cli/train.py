@@ -22,8 +22,8 @@ PANELS = {
         "data", "data_dir", "validation", "batch", "augment", "normalise", "whiten", "whiten_epsilon", "workers",
     ),
     "Method and optimiser": (
-        "method", "method_args", "epochs", "optimizer", "optimizer_args", "lr", "schedule", "lr_end", "lr_power", "lr_steps",
-        "lr_factor", "lr_by", "warmup", "momentum", "betas", "eps", "weight_decay",
+        "method", "method_args", "epochs", "optimizer", "optimizer_args", "lr", "schedule", "lr_end", "lr_power",
+        "lr_steps", "lr_factor", "lr_by", "warmup", "momentum", "betas", "eps", "weight_decay",
     ),
     "The run": (
         "seed", "seeds", "evaluations", "patience", "eval_batch", "run", "device", "threads", "minutes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,14 +18,14 @@ FACTOR = "factor"
 """Key of a parameter group: its learning rate is the run's, times this."""
 
 
-class LoopedLearner:
+class LoopedLearner(ABC):
     """A learner with a loop of its own. ``name``: of the method."""
 
     name = ""
     optimiser: torch.optim.Optimizer
 
     def __init__(self, model: nn.Module, example_inputs: Any, make: Make, **given: Any) -> None:
-        """make: the optimiser. given: options of the loop's own, and those of ``reclra_graph.methods.traced.OPTIONS``."""
+        """make: the optimiser. given: options of the loop's own, and ``reclra_graph.methods.traced.OPTIONS``."""
         self.traced = TracedModel(model, example_inputs, {key: given[key] for key in given if key in OPTIONS})
         self.model = self.traced.model
         self.options = self.traced.options
@@ -75,9 +76,9 @@ class LoopedLearner:
         for key, part in self.parts().items():
             part.load_state_dict(copy.deepcopy(state[key]))
 
+    @abstractmethod
     def learn(self, x: Any, y: Tensor, lr: float) -> Tensor:
         """Learn from one batch, as ``Learner`` says."""
-        raise NotImplementedError
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """What else learns, by its key in ``state()``."""

@@ -39,8 +39,8 @@ def judge(
     predict: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """``error``: the share of targets that are classified wrongly, in evaluation mode; for losses without classes the
-    loss. ``top5_error``: the share of those not among the five highest scores, where there are many classes. predict: what gives the
-    scores, where that is not the model."""
+    loss. ``top5_error``: the share of those not among the five highest scores, where there are many classes. predict:
+    what gives the scores, where that is not the model."""
     tops = {"error": 1, **({"top5_error": _TOP} if objective.classes and classes >= _MANY else {})}
     wrong, count = dict.fromkeys(tops, 0.0), 0
     with evaluating(model):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +75,24 @@ def test_impossible_values_are_refused(name: str, option: str, value: Any) -> No
         build(name, mlp(6, 4, 3), batch()[:1], **{option: value})
     assert caught.value.codes == ("RG405",)
     assert caught.value.problems[0].place == option
+
+
+def test_the_page_has_every_method_as_the_registry_has_it(root: Path) -> None:
+    text = (root / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = [
+        line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| `[a-z-]+` \| [^|]+ \| [^|]* \|", line)
+    ]
+    table = {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in rows if len(cells) == 8}
+    assert list(table) == list(METHODS)
+    for name, (title, wiring, rule, errors, update, more, source) in table.items():
+        method, options = METHODS[name], dict(METHODS[name].options)
+        assert (title, source) == (method.title, method.source)
+        for shown, option in ((wiring, "wiring"), (rule, "rule"), (errors, "errors")):
+            assert shown == options.pop(option, "")
+        if method.loop == "step":
+            assert update == options.pop("update", "")
+        if options:
+            assert more == ", ".join(f"{key}={value!r}" for key, value in options.items())
 
 
 # -- the forms of inverses ---------------------------------------------------------------------------------------------
