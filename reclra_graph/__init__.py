@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from reclra_graph.errors import ModelError, Problem, ReclraError, StepError, UsageError, VerificationError
     from reclra_graph.options import Options
     from reclra_graph.runtime.compiled import CompiledStep
+    from reclra_graph.train.fit import fit
+    from reclra_graph.train.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -30,11 +32,13 @@ __all__ = [
     "Problem",
     "ReclraError",
     "StepError",
+    "Trainer",
     "UsageError",
     "VerificationError",
     "__version__",
     "assign_grads",
     "compile",
+    "fit",
     "load",
 ]
 
@@ -45,10 +49,12 @@ _HOME = {
     "Problem": "errors",
     "ReclraError": "errors",
     "StepError": "errors",
+    "Trainer": "train.trainer",
     "UsageError": "errors",
     "VerificationError": "errors",
     "assign_grads": "api",
     "compile": "api",
+    "fit": "train.fit",
     "load": "api",
 }
 

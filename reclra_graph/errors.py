@@ -126,7 +126,7 @@ CODES: dict[str, tuple[str, str]] = {
     "RG704": ("bad-data", "The file is damaged or is not what its name says; fetch it again."),
     "RG710": ("another-run", "Give the settings that the run was begun with, another --out, or --fresh to begin anew."),
     "RG711": ("bad-checkpoint", "Begin anew with --fresh, or give another --out."),
-    "RG712": ("extra-missing", "Install what is missing: pip install 'reclra-graph[images,digits,tensorboard]'."),
+    "RG712": ("extra-missing", "Install the extra that is named: pip install 'reclra-graph[images]'."),
     "RG713": ("data-misfit", "Bring a model for these samples, or other samples."),
     "RG801": (
         "bad-zoo-list",

@@ -12,7 +12,7 @@ from torch import Tensor
 from reclra_graph.api import assign_grads
 from reclra_graph.errors import Problem, UsageError
 from reclra_graph.methods.optimizers import Make
-from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.compiled import OPTIMIZER, CompiledStep
 
 RUNS = ("eager", "fused", "graphed")
 """How a step runs: the emitted file as it stands, compiled by Inductor, or captured as CUDA graphs."""
@@ -49,8 +49,15 @@ class StepLearner:
         return loss
 
     def state(self) -> dict[str, Any]:
-        """A copy of parameters, buffers, synapses, and what the optimiser remembers."""
-        found: dict[str, Any] = {"model": self.model.state_dict(), "step": self.step.state_dict()}
+        """A copy of parameters, buffers, synapses, and what the optimiser remembers.
+
+        Synapses and the matrices through which some learn are kept apart, as the step holds them: ``step.state_dict()``
+        multiplies them out, after which a run would go on with other roundings than one that nobody had looked at."""
+        named = {f"E.{name}": value for name, value in self.step.store.named.items()}
+        remembered = {f"{OPTIMIZER}{key}": value for key, value in self.step.optimiser_state.items()}
+        found: dict[str, Any] = {
+            "model": self.model.state_dict(), "step": {**named, **remembered}, "matrices": self.step.store.matrices,
+        }  # fmt: skip
         if self.optimizer is not None:
             found["optimizer"] = self.optimizer.state_dict()
         return copy.deepcopy(found)
@@ -59,6 +66,8 @@ class StepLearner:
         """Learn on from a ``state()``. Raises ModelError RG605 where it is another plan's."""
         self.model.load_state_dict(state["model"])
         self.step.load_state_dict(state["step"])
+        for name, value in self.step.store.matrices.items():
+            value.copy_(state["matrices"][name])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from reclra_graph.runtime.graphed import GraphedStep
 
 
-_OPTIMIZER = "optimizer."
+OPTIMIZER = "optimizer."
+"""In front of what the optimiser remembers, in a ``state_dict()``."""
 
 
 class CompiledStep:
@@ -278,7 +279,7 @@ class CompiledStep:
         """The synapses as ``"E.9->5"`` → tensor, and what the optimiser remembers as ``"optimizer.0.weight|v"``; save
         it beside the model's own ``state_dict()``."""
         self.join()
-        remembered = {f"{_OPTIMIZER}{key}": value for key, value in self.optimiser_state.items()}
+        remembered = {f"{OPTIMIZER}{key}": value for key, value in self.optimiser_state.items()}
         return {f"E.{name}": value for name, value in self.synapses.items()} | remembered
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -295,7 +296,7 @@ class CompiledStep:
                 cause = f"synapse {name} is {tuple(given.shape)} in the state, {tuple(value.shape)} in the plan"
                 problems.append(Problem("RG605", cause, f"E.{name}"))
         for key in state:
-            if not key.startswith(_OPTIMIZER) and key.removeprefix("E.") not in self.synapses:
+            if not key.startswith(OPTIMIZER) and key.removeprefix("E.") not in self.synapses:
                 problems.append(Problem("RG605", f"the plan has no {key}", key))
         if problems:
             raise ModelError(problems)
@@ -311,8 +312,8 @@ class CompiledStep:
         learned = {**self.storage(), **{f"E.{name}": value for name, value in self.synapses.items()}}
         found, problems = {}, []
         for key, value in state.items():
-            name, _, slot = key.removeprefix(_OPTIMIZER).rpartition("|")
-            if not key.startswith(_OPTIMIZER):
+            name, _, slot = key.removeprefix(OPTIMIZER).rpartition("|")
+            if not key.startswith(OPTIMIZER):
                 continue
             if slot not in slots or name not in learned:
                 cause = f"the plan's optimiser, {self.plan.rates.optimizer}, has no {key}"
@@ -321,7 +322,7 @@ class CompiledStep:
                 cause = f"{key} is {tuple(value.shape)} in the state, and {name} {tuple(learned[name].shape)}"
                 problems.append(Problem("RG605", cause, key))
             else:
-                found[key.removeprefix(_OPTIMIZER)] = value.clone()
+                found[key.removeprefix(OPTIMIZER)] = value.clone()
         return found, problems
 
     def save(self, directory: str | Path) -> Path:

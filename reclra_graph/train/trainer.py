@@ -151,13 +151,15 @@ class Trainer:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def _stretches(self, course: Course) -> None:
-        while course.steps < self.length.steps and not course.ended and not self.late:
+        while course.steps < self.length.steps and not course.ended:
             self._stretch(course)
             finished = course.ended or course.steps >= self.length.steps
             if finished or self.stopped or self.late or self._due():
                 self.save(course)
             if self.stopped:
                 raise KeyboardInterrupt
+            if self.late:
+                return
 
     def _stretch(self, course: Course) -> None:
         """Train until the next evaluation, and judge; or until a checkpoint is due before that."""

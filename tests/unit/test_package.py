@@ -88,11 +88,13 @@ def test_public_names_are_exactly_these() -> None:
         "Problem",
         "ReclraError",
         "StepError",
+        "Trainer",
         "UsageError",
         "VerificationError",
         "__version__",
         "assign_grads",
         "compile",
+        "fit",
         "load",
     ]
 
