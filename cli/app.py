@@ -16,7 +16,7 @@ import typer
 
 from reclra_graph.cli import option_types
 from reclra_graph.cli.bench import bench_app
-from reclra_graph.cli.compile_options import read_options
+from reclra_graph.cli.compile_options import read_options, with_method
 from reclra_graph.cli.search import search_command
 from reclra_graph.cli.train import command as train_command
 from reclra_graph.errors import Problem, ReclraError, UsageError
@@ -29,7 +29,9 @@ DEFAULT = Options()
 
 
 def compile_command(
+    ctx: typer.Context,
     model: option_types.Model,
+    method: option_types.Method = None,
     gpus: option_types.Gpus = DEFAULT.gpus,
     depth: option_types.Depth = "auto",
     relays: option_types.Relays = None,
@@ -77,9 +79,10 @@ def compile_command(
     quiet: option_types.Quiet = False,
 ) -> None:
     """Compile a model into a training step without backpropagation, and write it with its plan and pictures."""
-    options = read_options(locals())
+    given = read_options(locals())
 
     def work(phase: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None]]:
+        options = given if method is None else with_method(method, ctx, given)
         from reclra_graph.cli import render, summary
 
         phase("importing torch")

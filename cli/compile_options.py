@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Annotated, Any, get_args, get_origin
 
+import typer
 from typer.models import OptionInfo
 
-NOT_OPTIONS = ("model", "inputs", "out", "as_json", "quiet")
+from reclra_graph.errors import Problem, UsageError
+from reclra_graph.methods.registry import method_of
+
+NOT_OPTIONS = ("ctx", "method", "model", "inputs", "out", "as_json", "quiet")
 """Arguments of the command that say what is compiled, and how that is told."""
 
 
@@ -75,6 +79,23 @@ def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: READERS.get(name, lambda value: value)(value) for name, value in given.items() if name not in NOT_OPTIONS
     }
+
+
+def typed(ctx: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the user gave; the others have their default values, which a method may know better."""
+    sources = {name: ctx.get_parameter_source(name) for name in options}
+    return {name: options[name] for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
+def with_method(method: str, ctx: typer.Context, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of ``reclra compile``, with a method's in the places of those that the user did not give.
+
+    Raises UsageError RG405 for an unknown method, and for one that is no compiled step."""
+    found = method_of(method)
+    if found.loop != "step":
+        cause = f"{method} is no compiled step: it has a loop of its own"
+        raise UsageError(Problem("RG405", cause, "method", f"Train with it: `reclra train MODEL --method {method}`."))
+    return {**options, **found.options, **typed(ctx, options)}
 
 
 def signature_with(

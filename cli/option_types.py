@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from reclra_graph.methods.registry import METHODS
 from reclra_graph.options import (
     AUTOCASTS,
     FORMS,
@@ -23,6 +24,8 @@ from reclra_graph.options import (
     WIRINGS,
 )
 
+STEPS = tuple(name for name, method in METHODS.items() if method.loop == "step")
+"""Methods that are compiled steps."""
 MODEL_HELP = (
     "A Python file that offers `model` or `build_model()`, and `example_inputs`; package.module:factory; "
     "a program that torch.export.save wrote (.pt2); or an ONNX file (.onnx)."
@@ -39,6 +42,12 @@ def _one_of(names: Sequence[object]) -> str:
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 Inputs = Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP, metavar="SHAPE")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help=f"A method by name, in the place of options that are not given: {_one_of(STEPS)}.", show_default=False
+    ),
+]
 Output = Annotated[str | None, typer.Option(help="The result that has the loss, such as logits or 0.")]
 Frontend = Annotated[str, typer.Option(help=f"How the model is captured: {_one_of(FRONTENDS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, errors too.")]

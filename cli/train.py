@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from reclra_graph.cli import option_types
-from reclra_graph.cli.compile_options import parts, read_options, signature_with
+from reclra_graph.cli.compile_options import parts, read_options, signature_with, typed
 from reclra_graph.errors import Problem, StepError, UsageError
-from reclra_graph.methods.names import METHODS
+from reclra_graph.methods.registry import METHODS
 from reclra_graph.options import OPTIMIZERS
 from reclra_graph.train.schedule import SCHEDULES
 
@@ -22,8 +22,8 @@ PANELS = {
         "data", "data_dir", "validation", "batch", "augment", "normalise", "whiten", "whiten_epsilon", "workers",
     ),
     "Method and optimiser": (
-        "method", "epochs", "optimizer", "optimizer_args", "lr", "schedule", "lr_end", "lr_power", "lr_steps",
-        "lr_factor", "lr_by", "warmup", "momentum", "betas", "eps", "weight_decay",
+        "method", "method_args", "epochs", "optimizer", "optimizer_args", "lr", "schedule", "lr_end", "lr_power",
+        "lr_steps", "lr_factor", "lr_by", "warmup", "momentum", "betas", "eps", "weight_decay",
     ),
     "The run": (
         "seed", "seeds", "evaluations", "patience", "eval_batch", "run", "device", "threads", "minutes",
@@ -36,6 +36,7 @@ _USUAL = "as is usual with the data set"
 
 
 def train(
+    ctx: typer.Context,
     model: option_types.Model,
     data: Annotated[
         str,
@@ -69,6 +70,10 @@ def train(
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that read image files.")] = 0,
     method: Annotated[str, typer.Option(help=f"How the model learns: {', '.join(METHODS)}.")] = "reclra",
+    method_args: Annotated[
+        list[str] | None,
+        typer.Option(help="Number of a method with a loop of its own, such as noise=0.1; repeat it."),
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the training images.")] = 10.0,
     optimizer: Annotated[
         str, typer.Option(help=f"{', '.join(OPTIMIZERS)}, or one of torch.optim, such as torch:RMSprop.")
@@ -172,11 +177,11 @@ def _trained(
     phase("importing torch")
     import torch
 
-    from reclra_graph.api import make_options
     from reclra_graph.cli import app
     from reclra_graph.data.sets import open_data
     from reclra_graph.export.artifacts import unwritable
     from reclra_graph.ir.device import find_device
+    from reclra_graph.methods.build import option_problems
     from reclra_graph.methods.optimizers import optimizer_problems, read_arguments
     from reclra_graph.model_file import LoadedModel, load_model, neighbours
     from reclra_graph.train.fit import chosen_device, settings_of
@@ -184,8 +189,12 @@ def _trained(
     from reclra_graph.train.several import with_seeds
 
     model, out, seed, seeds = (given[name] for name in ("model", "out", "seed", "seeds"))
-    options = {**read_options(given["compilation"]), "device": given["plan_for"]}
-    usage: list[Problem] = [*make_options(**options).problems(), *find_device(given["plan_for"])[1]]
+    options = typed(given["ctx"], read_options(given["compilation"]))
+    if given["plan_for"] != "unit":
+        options["device"] = given["plan_for"]
+    usage: list[Problem] = []
+    options |= _checked(lambda: read_arguments(given["method_args"] or [], "--method-args"), usage) or {}
+    usage += [*option_problems(given["method"], options), *find_device(given["plan_for"])[1]]
     milestones = _numbers(given["lr_steps"], usage)
     settings = settings_of({**given, "lr_steps": milestones})
     usage += [*settings.problems(), *optimizer_problems(given["optimizer"])]

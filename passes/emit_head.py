@@ -64,7 +64,7 @@ def head_text(schedule: Schedule, stamp: str) -> str:
         shared=_shared(matrices) + (template.BESIDE.format(beside=_rows(groups)) if groups else ""),
         inputs=_table(inputs),
         lanes=len(schedule.lanes),
-        smallest=_smallest_batch(graph) * count,
+        smallest=smallest_batch(graph) * count,
         more=more_tables(schedule),
         targets=_table(target_types(plan)),
     )
@@ -108,7 +108,7 @@ def _shared(matrices: Mapping[str, Matrix]) -> str:
     return template.SHARED.format(shared=_table(groups)) if groups else ""
 
 
-def _smallest_batch(graph: OperatorGraph) -> int:
+def smallest_batch(graph: OperatorGraph) -> int:
     """Two where a batch norm sees one value per sample and channel: over a single sample it has no variance."""
     for operator in graph.operators:
         if short(operator.target) == "_native_batch_norm_legit_functional" and operator.args[5] is True:

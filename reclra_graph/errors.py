@@ -107,6 +107,10 @@ CODES: dict[str, tuple[str, str]] = {
         "uncuttable-batch",
         "Leave micro_batches at 1, or give a model whose batch size is free and comes first.",
     ),
+    "RG460": (
+        "method-misfit",
+        "Use a method that takes such a model (docs/methods.md), or change what the cause names.",
+    ),
     "RG501": (
         "invariant-broken",
         "This is a bug in reclra-graph (or an edited file); please report it with the model.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -23,3 +23,11 @@ class Learner(Protocol):
 
     def load(self, state: dict[str, Any]) -> None:
         """Learn on from a ``state()``."""
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A learner whose model, under its method, predicts by something else than one call of forward()."""
+
+    def predict(self, x: Any) -> Tensor:
+        """The output that has the loss. x: as forward() takes it."""

@@ -81,7 +81,7 @@ def optimizer_problems(name: str) -> tuple[Problem, ...]:
     return (Problem("RG405", f"optimizer is {name!r}", "optimizer", advice),)
 
 
-def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
+def read_arguments(texts: Sequence[str], place: str = "optimizer-args") -> dict[str, Any]:
     """``["alpha=0.9", "centered=True"]`` as a dict; values are read as Python's constants, else taken as words.
 
     Raises UsageError RG405 for what has no "="."""
@@ -89,7 +89,7 @@ def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip().isidentifier():
-            raise UsageError(Problem("RG405", f"{text!r} is no name=value", "optimizer-args", "Write alpha=0.9."))
+            raise UsageError(Problem("RG405", f"{text!r} is no name=value", place, "Write alpha=0.9."))
         try:
             found[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):

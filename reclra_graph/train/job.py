@@ -15,8 +15,9 @@ from reclra_graph.api import make_options
 from reclra_graph.check_model import plain_model
 from reclra_graph.data.sets import Data
 from reclra_graph.errors import Problem, UsageError
-from reclra_graph.methods.build import build
+from reclra_graph.methods.build import build, option_problems
 from reclra_graph.methods.objective import objective
+from reclra_graph.methods.registry import METHODS
 from reclra_graph.options import Options
 from reclra_graph.structure import arguments, called
 from reclra_graph.train.loop import AfterStep, Length
@@ -78,7 +79,7 @@ def trainer(job: Job) -> Trainer:
     where data and model do not fit.
     """
     settings = job.settings
-    if problems := [*settings.problems(), *make_options(**job.options).problems()]:
+    if problems := [*settings.problems(), *option_problems(job.method, job.options)]:
         raise UsageError(problems)
     torch.manual_seed(settings.seed)
     model, example = job.make(settings.seed)
@@ -95,7 +96,7 @@ def trainer(job: Job) -> Trainer:
     inputs, _, _ = next(iter(samples.train.judged(settings.batch)))
     identity = {
         "method": job.method, "optimizer": job.optimizer, "optimizer_args": dict(job.arguments), "run": run,
-        "device": job.device.type, "weights": _digest(model), "option": _changed(job.options),
+        "device": job.device.type, "weights": _digest(model), "option": _changed(job.method, job.options),
     }  # fmt: skip
     job.phase("compiling")
     learner = build(
@@ -122,11 +123,14 @@ def _input(example: Any, job: Job, model: nn.Module) -> tuple[tuple[int, ...], t
     return tuple(found[0].shape[1:]), found[0].dtype
 
 
-def _changed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are not as they are by themselves, whether they were given or left out."""
-    given, usual = make_options(**options), Options()
-    names = [item.name for item in fields(given)]
-    return {name: getattr(given, name) for name in names if getattr(given, name) != getattr(usual, name)}
+def _changed(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not as they are by themselves, whether they were given, left out, or the method's; and those
+    of the method's own loop."""
+    usual, chosen = Options(), {**METHODS[method].options, **options}
+    names = [item.name for item in fields(usual)]
+    given = make_options(**{name: value for name, value in chosen.items() if name in names})
+    found = {name: getattr(given, name) for name in names if getattr(given, name) != getattr(usual, name)}
+    return found | {name: value for name, value in chosen.items() if name not in names}
 
 
 def _digest(model: nn.Module) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reclra_graph.errors import Problem, ReclraError
 from reclra_graph.methods.objective import Objective, axis_of
@@ -30,14 +30,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def judge(model: nn.Module, objective: Objective, part: Part, size: int, classes: int) -> dict[str, float]:
+def judge(
+    model: nn.Module,
+    objective: Objective,
+    part: Part,
+    size: int,
+    classes: int,
+    predict: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
     """``error``: the share of targets that are classified wrongly, in evaluation mode; for losses without classes the
-    loss. ``top5_error``: the share of those not among the five highest scores, where there are many classes."""
+    loss. ``top5_error``: the share of those not among the five highest scores, where there are many classes. predict:
+    what gives the scores, where that is not the model."""
     tops = {"error": 1, **({"top5_error": _TOP} if objective.classes and classes >= _MANY else {})}
     wrong, count = dict.fromkeys(tops, 0.0), 0
     with evaluating(model):
         for inputs, labels, valid in part.judged(size):
-            z, target = objective.result(model(inputs))[:valid], labels[:valid]
+            scores = objective.result(model(inputs)) if predict is None else predict(inputs)
+            z, target = scores[:valid], labels[:valid]
             counted = 0
             for name, top in tops.items():
                 missed, counted = objective.wrong(z, target, top)

@@ -8,6 +8,7 @@ from typing import Any
 
 from reclra_graph.data.whitening import EPSILON
 from reclra_graph.errors import Problem
+from reclra_graph.methods.registry import METHODS
 from reclra_graph.options import OPTIMIZERS
 from reclra_graph.train.schedule import Schedule
 
@@ -94,7 +95,7 @@ def chosen_run(run: str, device: str, optimizer: str, steps: int, schedule: Sche
     long enough to win back the half minute that this takes."""
     if run != "auto":
         return run
-    if optimizer not in OPTIMIZERS or method == "bp":
+    if optimizer not in OPTIMIZERS or METHODS[method].loop != "step":
         return "eager"
     if device == "cuda":
         return "graphed" if schedule.by == "epoch" or schedule.name in ("constant", "step") else "fused"

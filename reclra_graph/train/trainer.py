@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reclra_graph.circumstances import circumstances, write_json
 from reclra_graph.errors import ModelError, Problem
-from reclra_graph.methods.learner import Learner
+from reclra_graph.methods.learner import Learner, Predicts
 from reclra_graph.methods.objective import Objective
 from reclra_graph.train import checkpoint
 from reclra_graph.train.judge import check_classes, judge
@@ -220,7 +220,8 @@ class Trainer:
             course.ended = PATIENCE
 
     def _judged(self, part: Any) -> dict[str, float]:
-        return judge(self.learner.model, self.objective, part, self.settings.eval_batch, self.samples.classes)
+        predict = self.learner.predict if isinstance(self.learner, Predicts) else None
+        return judge(self.learner.model, self.objective, part, self.settings.eval_batch, self.samples.classes, predict)
 
     def _settle(self) -> None:
         if self.device.type == "cuda":
