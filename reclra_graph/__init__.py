@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reclra_graph.api import assign_grads, compile, load
+    from reclra_graph.api import assign_grads, compile, load, stack
     from reclra_graph.errors import ModelError, Problem, ReclraError, StepError, UsageError, VerificationError
     from reclra_graph.options import Options
     from reclra_graph.runtime.compiled import CompiledStep
+    from reclra_graph.runtime.stacked import StackedStep
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Options",
     "Problem",
     "ReclraError",
+    "StackedStep",
     "StepError",
     "UsageError",
     "VerificationError",
@@ -36,6 +38,7 @@ __all__ = [
     "assign_grads",
     "compile",
     "load",
+    "stack",
 ]
 
 _HOME = {
@@ -44,12 +47,14 @@ _HOME = {
     "Options": "options",
     "Problem": "errors",
     "ReclraError": "errors",
+    "StackedStep": "runtime.stacked",
     "StepError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
     "assign_grads": "api",
     "compile": "api",
     "load": "api",
+    "stack": "api",
 }
 
 # A checkout on a system without symbolic links has two small text files where `passes` and `cli` should be linked.

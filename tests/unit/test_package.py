@@ -84,6 +84,7 @@ def test_public_names_are_exactly_these() -> None:
         "Options",
         "Problem",
         "ReclraError",
+        "StackedStep",
         "StepError",
         "UsageError",
         "VerificationError",
@@ -91,6 +92,7 @@ def test_public_names_are_exactly_these() -> None:
         "assign_grads",
         "compile",
         "load",
+        "stack",
     ]
 
 
