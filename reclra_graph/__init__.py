@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reclra_graph.api import assign_grads, compile, load, replace_conv
+    from reclra_graph.api import assign_grads, compile, load, replace_conv, stack
     from reclra_graph.errors import ModelError, Problem, ReclraError, StepError, UsageError, VerificationError
     from reclra_graph.options import Options
     from reclra_graph.pconv import PerturbativeConv2d
     from reclra_graph.runtime.compiled import CompiledStep
+    from reclra_graph.runtime.stacked import StackedStep
     from reclra_graph.train.fit import fit
     from reclra_graph.train.trainer import Trainer
 
@@ -33,6 +34,7 @@ __all__ = [
     "PerturbativeConv2d",
     "Problem",
     "ReclraError",
+    "StackedStep",
     "StepError",
     "Trainer",
     "UsageError",
@@ -43,6 +45,7 @@ __all__ = [
     "fit",
     "load",
     "replace_conv",
+    "stack",
 ]
 
 _HOME = {
@@ -52,6 +55,7 @@ _HOME = {
     "PerturbativeConv2d": "pconv",
     "Problem": "errors",
     "ReclraError": "errors",
+    "StackedStep": "runtime.stacked",
     "StepError": "errors",
     "Trainer": "train.trainer",
     "UsageError": "errors",
@@ -61,6 +65,7 @@ _HOME = {
     "fit": "train.fit",
     "load": "api",
     "replace_conv": "api",
+    "stack": "api",
 }
 
 # A checkout on a system without symbolic links has two small text files where `passes` and `cli` should be linked.

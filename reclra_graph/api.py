@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reclra_graph.check_model import plain_model
-from reclra_graph.errors import ModelError, Problem
+from reclra_graph.errors import ModelError, Problem, UsageError
 from reclra_graph.export.plan_json import read_plan
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
@@ -18,8 +18,11 @@ from reclra_graph.ir.text import from_text
 from reclra_graph.options import Options, byte_count
 from reclra_graph.passes import replace_conv as rewriting
 from reclra_graph.passes.pipeline import compile_model
+from reclra_graph.passes.same_graph import constants_of
 from reclra_graph.pconv import SIGMA
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.stacked import StackedStep
+from reclra_graph.runtime.stacked_backprop import StackedBackprop
 from reclra_graph.structure import called
 from reclra_graph.verify import verify
 from reclra_graph.wiring_file import SUFFIX, read_wiring
@@ -130,6 +133,44 @@ def compile(  # named as torch.compile is
     )  # fmt: skip
     found = compile_model(model, args, kwargs, options, progress)
     return CompiledStep(model, found.program, found.constants, found.seconds)
+
+
+def stack(
+    models: Sequence[nn.Module],
+    example_inputs: Any,
+    *,
+    seeds: Sequence[int] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    backprop: bool = False,
+    progress: Callable[[str], None] | None = None,
+    **options: Any,
+) -> StackedStep:
+    """One training step for many runs of a small net at once: several models of one architecture, each with numbers of
+    its own, over which the step of ``rg.compile(models[0], example_inputs, **options)`` goes together.
+
+    ``losses = step(x, target)`` takes a batch for each run, x [S, B, ...], or one for all, [B, ...]. Each run learns as
+    it would alone. ``step.lr``, ``step.beta`` and ``step.gamma`` take a number, or one for each run;
+    ``step.unstack()`` writes what was learned into the models.
+
+    seeds: of the synapses of each run; by default ``seed``, ``seed + 1``, ... backprop: let the same runs learn by
+    backpropagation, with the same losses and optimiser, as the yardstick.
+
+    Raises what ``compile`` raises, UsageError RG405 where there is no model or another number of seeds, and ModelError
+    RG620 where such a step cannot be stacked, RG621 where the models differ in more than their numbers.
+    """
+    models, count = [plain_model(model) for model in models], len(models)
+    seeds = [int(options.get("seed", 0)) + number for number in range(count)] if seeds is None else list(seeds)
+    if not models or len(seeds) != count:
+        cause = f"{len(seeds)} seeds are given for {count} models" if models else "there are no models"
+        raise UsageError(Problem("RG405", cause, "stack()", "Give at least one model, and a seed for each or none."))
+    chosen = {**options, "seed": seeds[0]}
+    first = compile(models[0], example_inputs, example_kwargs=example_kwargs, progress=progress, **chosen)
+    call = called(example_inputs, example_kwargs)
+    runs = [first]
+    for number, model in enumerate(models[1:], 1):
+        constants = constants_of(model, models[0], first, call, make_options(**chosen), f"run {number}")
+        runs.append(CompiledStep(model, first.program, constants, first.seconds, seeds[number]))
+    return (StackedBackprop if backprop else StackedStep)(runs)
 
 
 def make_options(**given: Any) -> Options:

@@ -124,6 +124,11 @@ CODES: dict[str, tuple[str, str]] = {
         "no-cuda-graph",
         "Call the step itself, which runs everywhere; graphs need CUDA and a step that can be captured.",
     ),
+    "RG620": (
+        "not-stackable",
+        "Train the runs one after the other, or write the line that the cause names in plain tensor operators.",
+    ),
+    "RG621": ("unlike-runs", "Build every model by the same code; they may differ in their numbers alone."),
     "RG701": ("unwritable", "Choose another folder with --out, or change its permissions."),
     "RG702": ("bad-saved-step", "Save the step again with `step.save(dir)`."),
     "RG703": ("missing-data", "Give --data a folder that holds the data set's official files."),

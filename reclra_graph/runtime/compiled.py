@@ -43,7 +43,9 @@ class CompiledStep:
         program: StepProgram,
         constants: Mapping[str, Tensor],
         seconds: tuple[tuple[str, float], ...] = (),
+        seed: int | None = None,
     ) -> None:
+        """``seed``: of the synapses; by default the plan's own."""
         check_model(model, program.schedule.tasks.plan.regions.graph)
         self.model = model
         self.program = program
@@ -52,7 +54,7 @@ class CompiledStep:
         self.module: ModuleType = load_source(program.source, f"<step {program.digest}>")
         rates = self.plan.rates
         self.lr, self.beta, self.gamma = rates.lr, rates.beta, rates.gamma
-        self.store = SynapseStore(self.module, self.plan.seed, self.device)
+        self.store = SynapseStore(self.module, self.plan.seed if seed is None else seed, self.device)
 
     @property
     def synapses(self) -> dict[str, Tensor]:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +12,12 @@ from torch import Tensor
 
 from reclra_graph.errors import Problem, StepError
 from reclra_graph.ir.operators import OPAQUE
-from reclra_graph.ir.text import digest
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.kept_code import Fused, compiled, home_of, kept
 from reclra_graph.runtime.traced import flat_tensors, held_tensors, traced
 from reclra_graph.user_cache import cache_folder
 
 Key = tuple[Any, ...]
-
-_MAKERS = ("fused", "pieced", "pieces", "plain_sums", "recompute", "traced")
-"""Modules of this folder that make what Inductor compiles, and keep it."""
-_INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
-
-
-@cache
-def recipe() -> str:
-    """Digest of the code that makes graphs of a step: machine code that another one led to is compiled anew."""
-    files = [Path(__file__).with_name(f"{name}.py") for name in _MAKERS]
-    return digest(tuple(file.read_text(encoding="utf-8") if file.exists() else "" for file in files))
-
-
-def inductor_options(device: torch.device) -> dict[str, Any]:
-    """Inductor's: random numbers are those that the step itself would draw; on the CPU what calls the kernels is
-    machine code, too, since Python takes longer than the kernels of a small step."""
-    return {"fallback_random": True, "cpp_wrapper": device.type == "cpu"}
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A step for one set of shapes. ``run`` takes the ``used`` ones of ``flat_tensors`` and gives (loss, finite);
-    ``size``: of the batch."""
-
-    run: Any
-    used: tuple[int, ...]
-    size: int
 
 
 class _Held:
@@ -147,17 +115,11 @@ class FusedStep:
 
     def _obstacle(self) -> str:
         """Why this step cannot be one piece, whatever its shapes."""
-        step = self.step
-        if any(item.target == OPAQUE for item in step.plan.regions.graph.operators):
-            return "sub-modules that run as they are may do anything"
-        if step.schedule.overlap:
-            return "steps overlap: their lanes reach from one to the next"
-        return self._unfit()
+        return in_parts(self.step) or self._unfit()
 
     def _unfit(self) -> str:
         """Why this form of it is not for this step."""
-        homes = {self.step.module.lane_device(lane.id, self.step.device) for lane in self.step.schedule.lanes}
-        return "one piece of machine code is for one device, and the lanes are on several" if len(homes) > 1 else ""
+        return on_several(self.step)
 
     def _prepare(self, key: Key, given: list[Tensor], goal: Tensor | dict[str, Tensor]) -> str:
         """Read or compile the step for a key that has none; else why not."""
@@ -180,67 +142,35 @@ class FusedStep:
 
     def _compiled(self, key: Key, given: list[Tensor], goal: Tensor | dict[str, Tensor]) -> Fused:
         """Compile the step, and keep it. Raises StepError as the step itself does."""
-        from torch._inductor import config, standalone_compile  # seconds of imports, for those who compile only
-
         try:
             found = traced(self.step, given, goal, self.rate[1], self.lean)
         except ValueError as error:
             raise refusal(error) from None
         flat = flat_tensors(self.step, given, [goal] if isinstance(goal, Tensor) else list(goal.values()), self.rate[1])
-        tensors: list[Any] = [flat[index] for index in found.used]
-        with self._at_home(key) as home, config.patch(inductor_options(self.step.device)), torch.no_grad():
-            run = standalone_compile(found.module, tensors, dynamic_shapes="from_example_inputs")
-            with contextlib.suppress(Exception):  # what cannot be kept is compiled again next time
-                run.save(path=str(home / "step.bin"), format="binary")
-                partial = home / "step.json.partial"
-                partial.write_text(json.dumps({"used": found.used, "size": found.size}), encoding="utf-8")
-                partial.replace(home / "step.json")
-        return Fused(run, found.used, found.size)
+        return compiled(self._home(key), self.step.device, found, [flat[index] for index in found.used])
 
     def _kept(self, key: Key) -> Fused | None:
         """The step as it was compiled before, by this user on this machine; None where there is none, or none that can
         be read."""
-        from torch._inductor.standalone_compile import CompiledArtifact
-
-        if not (self._home(key) / "step.json").exists():
-            return None
-        with self._at_home(key) as home, contextlib.suppress(Exception):
-            said = json.loads((home / "step.json").read_text(encoding="utf-8"))
-            run = CompiledArtifact.load(path=str(home / "step.bin"), format="binary")
-            return Fused(run, tuple(said["used"]), int(said["size"]))
-        return None
+        return kept(self._home(key))
 
     def _home(self, key: Key) -> Path:
         """The folder of a key: named by the digest of all that machine code depends on."""
-        machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
-        if self.step.device.type == "cuda":
-            machine = (torch.__version__, torch.cuda.get_device_name(self.step.device), 0)
-        said = (
-            recipe(),
-            machine,
-            tuple(inductor_options(self.step.device).items()),
-            self.lean,
-            self.step.source,
-            repr(key),
-            *self.extra,
-        )
-        return self.folder / digest(said)
+        step = self.step
+        return home_of(self.folder, step.device, self.lean, step.source, repr(key), *self.extra)
 
-    @contextlib.contextmanager
-    def _at_home(self, key: Key) -> Iterator[Path]:
-        """Let Inductor keep its own files there, too: machine code of single kernels, which it would else look for in
-        the system's temporary folder. Where the folder cannot be made, it does just that."""
-        home, usual = self._home(key), os.environ.get(_INDUCTOR)
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            yield home
-            return
-        os.environ[_INDUCTOR] = str(home)
-        try:
-            yield home
-        finally:
-            os.environ.pop(_INDUCTOR) if usual is None else os.environ.update({_INDUCTOR: usual})
+
+def in_parts(step: CompiledStep) -> str:
+    """Why a step cannot be one piece, whatever its shapes; else ""."""
+    if any(item.target == OPAQUE for item in step.plan.regions.graph.operators):
+        return "sub-modules that run as they are may do anything"
+    return "steps overlap: their lanes reach from one to the next" if step.schedule.overlap else ""
+
+
+def on_several(step: CompiledStep) -> str:
+    """Why a step's lanes cannot be one, or ""."""
+    homes = {step.module.lane_device(lane.id, step.device) for lane in step.schedule.lanes}
+    return "one piece of machine code is for one device, and the lanes are on several" if len(homes) > 1 else ""
 
 
 def refusal(error: ValueError) -> StepError:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from reclra_graph.ir.schedule import Copy, Free, Record
 from reclra_graph.runtime.compiled import CompiledStep
-from reclra_graph.runtime.fused import Fused, FusedStep, Key, inductor_options, refusal
+from reclra_graph.runtime.fused import FusedStep, Key, refusal
+from reclra_graph.runtime.kept_code import Fused, inductor_at, inductor_options
 from reclra_graph.runtime.pieces import (
     FINITE,
     Piece,
@@ -195,7 +196,7 @@ class PiecedStep(FusedStep):
         cut = self._cut()
         found = trace_pieces(self.step, given, goal, self.rate[1], cut)
         made, saved = {}, []
-        with self._at_home(key) as home, config.patch(inductor_options(self.step.device)), torch.no_grad():
+        with inductor_at(self._home(key)) as home, config.patch(inductor_options(self.step.device)), torch.no_grad():
             for number, (piece, traced) in enumerate(found.items()):
                 run = self._machine_code(traced)
                 made[piece] = Made(run, traced.inputs, traced.outputs)
@@ -224,7 +225,7 @@ class PiecedStep(FusedStep):
 
         if not (self._home(key) / "step.json").exists():
             return None
-        with self._at_home(key) as home, contextlib.suppress(Exception):
+        with inductor_at(self._home(key)) as home, contextlib.suppress(Exception):
             said = json.loads((home / "step.json").read_text(encoding="utf-8"))
             cut = self._cut()
             names = [item for segment in cut for item in pieces(segment.items) if isinstance(item, Piece)]

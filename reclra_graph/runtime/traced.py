@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from reclra_graph.runtime.compiled import CompiledStep
-from reclra_graph.runtime.plain_sums import plain_sums
 from reclra_graph.runtime.recompute import recompute
 from reclra_graph.runtime.synapse_store import besides
+from reclra_graph.runtime.tensor_rates import TensorFactors
 
 Key = tuple[object, ...]
 
@@ -66,17 +67,19 @@ def traced(
     goal: Tensor | dict[str, Tensor],
     lr: Tensor,
     lean: bool = False,
+    more: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Traced:
     """The step on a batch like this one, whose sizes become constants. Nothing is computed or changed. ``lean``: with
-    what is cheap computed again, instead of held until it is read.
+    what is cheap computed again, instead of held until it is read. ``more``: what else is an input of the graph, behind
+    the rate: "beta", "gamma" (0-dim), and "going" (0-dim, bool), without which nothing is stored.
 
     Raises ValueError, as the emitted step does, where it does not take such a batch.
     """
     size = batch_size(step, given, goal)
     goals = [goal] if isinstance(goal, Tensor) else list(goal.values())
-    flat = flat_tensors(step, given, goals, lr)
+    flat = [*flat_tensors(step, given, goals, lr), *more.values()]
     keys, names, slots = list(step.storage()), list(step.store.buffers()), list(optimiser_memory(step))
-    ends = list(accumulate((len(keys), len(names), len(slots), len(given))))
+    ends = list(accumulate((len(keys), len(names), len(slots), len(given), len(goals))))
     seen: dict[str, Tensor] = {}
     wholes: dict[int, Tensor] = {}
 
@@ -84,10 +87,13 @@ def traced(
         finite = torch.isfinite(loss)
         for value in inputs:
             finite = finite & torch.isfinite(value).all()
-        seen["finite"] = finite
+        seen["finite"] = finite & seen["going"] if "going" in seen else finite
 
     def run(*tensors: Tensor) -> list[Tensor]:
-        targets = list(tensors[ends[3] : -1])
+        rates = dict(zip(("lr", *more), tensors[ends[4] :], strict=True))
+        if "going" in rates:
+            seen["going"] = rates.pop("going")
+        targets = list(tensors[ends[3] : ends[4]])
         target: Any = targets[0] if isinstance(goal, Tensor) else dict(zip(goal, targets, strict=True))
         buffers = dict(zip(names, tensors[ends[0] : ends[1]], strict=True))
         held = (
@@ -96,20 +102,25 @@ def traced(
         )
         wholes.update({id(held[1][name]): value for name, value in buffers.items()})
         optimise = optimiser_for(step, dict(zip(slots, tensors[ends[1] : ends[2]], strict=True)))
-        settings = {**step.settings(), "lr": tensors[-1]}
-        loss = step.module.step(*held, *tensors[ends[2] : ends[3]], target, optimise=optimise, **settings)
+        settings = {**step.settings(), **rates}
+        with TensorFactors():
+            loss = step.module.step(*held, *tensors[ends[2] : ends[3]], target, optimise=optimise, **settings)
         return [loss, seen["finite"]]
 
-    with _instead(
-        step.module.__dict__, check=check, check_inputs=lambda *_: None, Lanes=_one_lane(step), beside=besides(wholes)
+    with instead(
+        step.module.__dict__, check=check, check_inputs=lambda *_: None, Lanes=one_lane(step), beside=besides(wholes)
     ):
         module = make_fx(torch.func.functionalize(run), tracing_mode="fake")(*flat)
     share_repeated(module)
     _add_apart(module)
-    plain_sums(module)
-    _guard_stores(module)
+    guard_stores(module)
     if lean:
         recompute(module)
+    return finished(module, size)
+
+
+def finished(module: GraphModule, size: int) -> Traced:
+    """A traced step, without those of its inputs that nothing reads."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     used = tuple(index for index, node in enumerate(inputs) if node.users)
     for node in inputs:
@@ -132,7 +143,7 @@ def batch_size(step: CompiledStep, given: Sequence[Tensor], goal: Tensor | dict[
         check(inputs, target, size)
         raise _EnoughError
 
-    with _instead(step.module.__dict__, check_inputs=checked), contextlib.suppress(_EnoughError):
+    with instead(step.module.__dict__, check_inputs=checked), contextlib.suppress(_EnoughError):
         step.module.step(step.storage(), step.store.all(), *given, goal, **step.settings())
     return seen[0]
 
@@ -141,14 +152,14 @@ class _EnoughError(Exception):
     """The batch was checked; nothing more of the step is wanted."""
 
 
-def _one_lane(step: CompiledStep) -> Any:
+def one_lane(step: CompiledStep) -> Any:
     """What a step takes for its lanes where lanes are nothing, on the CPU; whatever the device, it is one lane then."""
     lanes: Any = step.module.__dict__.get("Lanes")
     return lambda device: lanes(torch.device("cpu"))
 
 
 @contextlib.contextmanager
-def _instead(names: dict[str, Any], **others: Any) -> Iterator[None]:
+def instead(names: dict[str, Any], **others: Any) -> Iterator[None]:
     """Other objects under names of the emitted file, for as long as the context lasts."""
     usual = {name: names[name] for name in others if name in names}
     names.update({name: others[name] for name in usual})
@@ -209,7 +220,7 @@ def _add_apart(module: GraphModule) -> None:
         module.graph.erase_node(node)
 
 
-def _guard_stores(module: GraphModule) -> None:
+def guard_stores(module: GraphModule) -> None:
     """Let every value that the graph stores in one of its inputs be the old one, unless the loss was finite."""
     graph = module.graph
     (results,) = next(node for node in graph.nodes if node.op == "output").args

@@ -18,6 +18,7 @@ BENCHES = Path(__file__).resolve().parent
     [
         ("compile_time.py", {"config", "models"}),
         ("scaling.py", {"kinds"}),
+        ("stacked.py", {"config", "cases"}),
         ("cost_model.py", {"config", "device", "probe", "rank_correlation", "pairs"}),
         (
             "implicit_resnet50.py",
@@ -46,7 +47,7 @@ def test_quick(script: str, keys: set[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["compile_time.py", "scaling.py", "implicit_resnet50.py"])
+@pytest.mark.parametrize("script", ["compile_time.py", "scaling.py", "stacked.py", "implicit_resnet50.py"])
 def test_quick_writes_nothing_by_itself(script: str, tmp_path: Path) -> None:
     results = BENCHES.parents[1] / "docs" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.iterdir()} if results.exists() else {}

@@ -89,6 +89,7 @@ def test_public_names_are_exactly_these() -> None:
         "PerturbativeConv2d",
         "Problem",
         "ReclraError",
+        "StackedStep",
         "StepError",
         "Trainer",
         "UsageError",
@@ -99,6 +100,7 @@ def test_public_names_are_exactly_these() -> None:
         "fit",
         "load",
         "replace_conv",
+        "stack",
     ]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import reclra_graph as rg
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.plain_sums import plain_sums
 from reclra_graph.runtime.traced import Traced, batch_size, flat_tensors, traced
 from tests.models import STEPS, batch_for, figure1, fresh, residual_cnn, same, snapshot
 
@@ -140,6 +141,7 @@ def test_a_factor_of_a_sum_is_a_product_of_its_own() -> None:
     torch.manual_seed(0)
     step = rg.compile(Scaled(), torch.randn(4, 6))
     found, tensors = graph_of(step, torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))
+    plain_sums(found.module)
     sums = [node for node in found.module.graph.nodes if "add" in str(node.target) or "sub" in str(node.target)]
     assert sums
     assert not any(node.kwargs for node in sums)

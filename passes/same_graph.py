@@ -1,0 +1,43 @@
+"""Whether another model has the graph that a step was compiled from, so that the step is one for it, too.
+
+Before:  a compiled model, and one that should differ from it in its numbers alone
+After:   the constants that the other's graph needs beside ``state_dict()``, or ModelError RG621
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from reclra_graph.check_model import check_model
+from reclra_graph.errors import ModelError, Problem
+from reclra_graph.options import Options
+from reclra_graph.passes.capture import capture
+from reclra_graph.runtime.alike import unlike
+from reclra_graph.runtime.compiled import CompiledStep
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def constants_of(
+    other: nn.Module, model: nn.Module, step: CompiledStep, call: Call, options: Options, place: str
+) -> Mapping[str, Tensor]:
+    """Constants for ``other``, from the step of ``model``. ``call``: the example call's arguments. Models that are
+    alike in all that can be seen have the same graph; where something differs, or the graph has numbers or a path of
+    its model's own in it, both are captured.
+
+    Raises ModelError RG621 where the graphs differ, and what capture raises.
+    """
+    problems = check_model(other, *call)
+    if problems:
+        raise ModelError(problems)
+    difference = unlike(model, other)
+    if not difference and not step.constants and step.plan.regions.graph.frontend.startswith("export"):
+        return {}
+    (mine, _), (graph, constants) = (capture(item, *call, options) for item in (model, other))
+    if graph != mine:
+        cause = f"{place} has {difference}" if difference else f"forward() of {place} takes another path than the first"
+        raise ModelError(Problem("RG621", cause, place))
+    return constants
