@@ -35,6 +35,7 @@ RANK = {
     "reference": 6,
     "passes": 7,
     "api": 8,
+    "diagnostics": 8,
     "bench": 9,
     "search": 10,
     "cli": 11,
@@ -80,6 +81,7 @@ def test_links_are_relative(root: Path) -> None:
 def test_public_names_are_exactly_these() -> None:
     assert reclra_graph.__all__ == [
         "CompiledStep",
+        "Diagnostics",
         "ModelError",
         "Options",
         "Problem",
