@@ -187,6 +187,11 @@ class Interpreter:
             self.align(region)
 
     def _phi(self, region: Region) -> Any:
+        chain = self._chain(region)
+        assert torch.equal(apply_chain(chain, self.values[region.pre]), self.values[region.post])
+        return chain
+
+    def _chain(self, region: Region) -> Any:
         chain = []
         before = region.pre
         for name in region.activation:
@@ -194,7 +199,6 @@ class Interpreter:
             args = tuple(Ref("_") if item == Ref(before) else item for item in operator.args)
             chain.append((operator.target, args, operator.kwargs))
             before = name
-        assert torch.equal(apply_chain(tuple(chain), self.values[region.pre]), self.values[region.post])
         return tuple(chain)
 
     def _sent(self, edge: Edge, e: Tensor, source: Region, region: Region) -> Tensor:

@@ -72,7 +72,5 @@ def heat_panel(
         x = right - _KEY + number * step
         found.append(f'<path class="{kind}{number}" d="M{x:.1f} {y:.1f}h{step + 0.3:.1f}v8h-{step + 0.3:.1f}z"/>')
     for x, value, anchor in ((right - _KEY - 4, low, "end"), (right + 4, top, "start")):
-        found.append(
-            f'<text class="soft" x="{x}" y="{y + 8:.1f}" text-anchor="{anchor}">{figure.said(value)}</text>'
-        )
+        found.append(f'<text class="soft" x="{x}" y="{y + 8:.1f}" text-anchor="{anchor}">{figure.said(value)}</text>')
     return found

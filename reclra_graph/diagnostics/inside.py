@@ -85,6 +85,9 @@ class Inside(Interpreter):
         self.sent[edge.name] = found = send(self.step, edge, e, self.synapses, low=True)
         return found
 
+    def _phi(self, region: Region) -> Any:
+        return self._chain(region)
+
     def learn(self, region: Region) -> None:
         """Nothing: the updates are the step's own."""
 
@@ -110,7 +113,7 @@ class Inside(Interpreter):
         d = self._total(region)
         if isinstance(d, tuple):
             return d
-        rates, chain = self.plan.rates, self._phi(region)
+        rates, chain = self.plan.rates, self._chain(region)
         h, z = self.values[region.pre], self.values[region.post]
         y = target.target(h, d, rates.beta, chain)
         if self.graph.is_low(region.post):

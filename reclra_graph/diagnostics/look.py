@@ -22,11 +22,14 @@ from reclra_graph.ir.wiring import Edge
 from reclra_graph.options import rank_of
 from reclra_graph.passes.twin import twin, undisturbed
 from reclra_graph.runtime.compiled import CompiledStep
+from reclra_graph.runtime.fused import refusal
+from reclra_graph.runtime.traced import batch_size
 from reclra_graph.structure import called_as
 
 WHAT = ("cosine", "angle", "sent", "discrepancy", "flips", "norms")
 """What can be looked at: cosine of updates with backprop's; angle of synapses with weights; angle of what they send
 with the derivative; D(Θ); share of signs that flipped; norms."""
+
 
 class Writer(Protocol):
     """Where looks are written."""
@@ -48,9 +51,7 @@ class Diagnostics:
     backprop). Raises UsageError RG405 for what cannot be.
     """
 
-    def __init__(
-        self, step: Any, every: int = 100, what: Sequence[str] = WHAT, writers: Sequence[Writer] = ()
-    ) -> None:
+    def __init__(self, step: Any, every: int = 100, what: Sequence[str] = WHAT, writers: Sequence[Writer] = ()) -> None:
         self.step: CompiledStep = step if isinstance(step, CompiledStep) else getattr(step, "step", step)
         wanted = (what,) if isinstance(what, str) else tuple(what)
         problems = [
@@ -127,6 +128,10 @@ class _Seen:
     def look(self, given: list[Tensor], goal: Any, call: tuple[Any, Any, Any], args: Any, keywords: Any) -> None:
         """Run what was asked for, each part from the same random numbers."""
         step, graph = self.step, self.plan.regions.graph
+        try:
+            batch_size(step, given, goal)
+        except ValueError as error:
+            raise refusal(error) from None
         if self.what & {"cosine", "flips", "norms"}:
             with undisturbed():
                 self.loss, self.updates, self.changes = step.deltas(*call)

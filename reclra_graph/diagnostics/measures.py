@@ -79,8 +79,9 @@ class Signs:
         for name, value in parts.items():
             sign, key = torch.sign(value.detach()).to(torch.int8), f"{kind} {name}"
             before = self.seen.get(key)
-            known = before is not None and before.shape == sign.shape and before.device == sign.device
-            found[name] = (int((sign != before).sum()), sign.numel()) if known else None
+            found[name] = None
+            if before is not None and before.shape == sign.shape and before.device == sign.device:
+                found[name] = int(torch.ne(sign, before).sum()), sign.numel()
             self.seen[key] = sign
         return found
 

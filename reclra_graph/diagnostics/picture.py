@@ -99,13 +99,12 @@ def _line_panel(drawn: Sequence[Series], figure: Figure, place: _Place) -> list[
 
     found = []
     for value in up:
+        at, said = f'x="{place.left - 8}" y="{y(value) + 4:.1f}"', figure.said(value)
         found.append(f'<path class="rule" d="M{place.left} {y(value)}H{place.right}"/>')
-        found.append(
-            f'<text class="soft" x="{place.left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{figure.said(value)}</text>'
-        )
+        found.append(f'<text class="soft" {at} text-anchor="end">{said}</text>')
     labels = spread([y(line.last) for line in drawn], place.high, place.low, _ROW)
-    for at, (line, label) in enumerate(zip(drawn, labels, strict=True)):
-        ink = colour(RAMP, at / max(1, len(drawn) - 1))
+    for number, (line, label) in enumerate(zip(drawn, labels, strict=True)):
+        ink = colour(RAMP, number / max(1, len(drawn) - 1))
         told = f"<title>{escape(line.name)}: {figure.said(line.last)} at last</title>"
         for way in line.pieces:
             joined = " ".join(f"{x(step)},{y(value)}" for step, value in way)

@@ -110,6 +110,8 @@ class Look:
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> Look:
         """The reverse. Raises KeyError, TypeError or ValueError for anything else."""
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{value!r} is no object")
         parts: dict[str, Any] = dict(value)
         for name, kind in (("regions", RegionLook), ("edges", EdgeLook), ("parameters", ParameterLook)):
             parts[name] = tuple(_read(kind, item) for item in parts.get(name, ()))
@@ -135,28 +137,27 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _read(kind: Any, value: Mapping[str, Any]) -> Any:
-    names = {field.name for field in dataclasses.fields(kind)}
-    unknown = set(value) - names
-    if unknown:
-        raise KeyError(", ".join(sorted(unknown)))
-    held = dict(value)
-    if "why" in held:
-        held["why"] = tuple((str(name), str(reason)) for name, reason in dict(held["why"]).items())
-    for name in ("weights", "parameters"):
-        if isinstance(held.get(name), list):
-            held[name] = tuple(held[name])
-    for name, item in held.items():
-        wanted = (int, float) if name in _NUMBERS else None
-        if wanted and item is not None and (not isinstance(item, wanted) or isinstance(item, bool)):
+def _read(kind: Any, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{value!r} is no object")
+    held: dict[str, Any] = {}
+    known = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    for name, item in value.items():
+        wanted = known[name]
+        if wanted == "Why":
+            held[name] = tuple((str(figure), str(reason)) for figure, reason in dict(item).items())
+            continue
+        if wanted == "tuple[str, ...]":
+            fits = isinstance(item, list) and all(isinstance(part, str) for part in item)
+            item = tuple(item) if fits else item
+        elif wanted == "str":
+            fits = isinstance(item, str)
+        elif wanted.startswith("tuple"):
+            fits = isinstance(item, tuple)
+        else:
+            number = isinstance(item, int if wanted.startswith("int") else (int, float)) and not isinstance(item, bool)
+            fits = number or (item is None and "None" in wanted)
+        if not fits:
             raise TypeError(f"{name} is {item!r}")
+        held[name] = item
     return kind(**held)
-
-
-_NUMBERS = {
-    field.name
-    for kind in (EdgeLook, RegionLook, ParameterLook, Look)
-    for field in dataclasses.fields(kind)
-    if "float" in str(field.type) or field.type == "int" or "int |" in str(field.type)
-}
-"""Fields that hold numbers."""

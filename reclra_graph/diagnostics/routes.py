@@ -10,6 +10,7 @@ is no route, and the reason is told.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from reclra_graph.ir.operators import Operator, Ref
 from reclra_graph.ir.regions import Region, RegionGraph
@@ -47,8 +48,9 @@ class Hop:
     """One linear operator between region ``target``, whose z it reads, and region ``source``.
 
     ``weight``: key of its parameter. ``across``: whether that is stored as [in, out]. ``kernel``: of a convolution.
-    ``reads``: "same" where it reads z_i position for position; "flat" all of z_i as one vector; "mean" its mean over the
-    positions; "pooled" features of z_i at other positions. ``form``: the convolution's numbers, where it reads "same".
+    ``reads``: "same" where it reads z_i position for position; "flat" all of z_i as one vector; "mean" its mean over
+    the positions; "pooled" features of z_i at other positions. ``form``: the convolution's numbers, where it reads
+    "same".
     """
 
     source: int
@@ -70,7 +72,7 @@ def route(regions: RegionGraph, source: int, target: int) -> tuple[Hop, ...] | s
     if isinstance(ways, str):
         return ways
     hops = []
-    for below, above in zip(ways[:-1], ways[1:], strict=True):
+    for below, above in pairwise(ways):
         found = _between(regions, above, below)
         if len(found) != 1:
             several = "no single weight leads" if not found else f"{len(found)} weights lead"
@@ -124,9 +126,7 @@ def _weight(regions: RegionGraph, argument: object, rank: int | None = None) -> 
     return key if key is not None and (rank is None or len(graph.types[name].shape) == rank) else None
 
 
-def _matrix(
-    regions: RegionGraph, operator: Operator, source: int, target: int, reads: str, weight: str
-) -> Hop | None:
+def _matrix(regions: RegionGraph, operator: Operator, source: int, target: int, reads: str, weight: str) -> Hop | None:
     args, graph = bound(operator), regions.graph
     key, read, above, below = _weight(regions, args[weight], 2), args[reads], *_pair(regions, source, target)
     if key is None or not isinstance(read, Ref) or graph.sample_shape(operator.name) != above.shape:

@@ -27,7 +27,7 @@ class Series:
     @property
     def short(self) -> str:
         """The name, or its end where it is long."""
-        return self.name if len(self.name) <= _NAME else f"…{self.name[1 - _NAME:]}"
+        return self.name if len(self.name) <= _NAME else f"…{self.name[1 - _NAME :]}"
 
     @property
     def pieces(self) -> list[list[tuple[float, float]]]:
@@ -43,8 +43,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of ``RegionLook``, or of ``EdgeLook`` where it is ``of_edges``. ``logarithmic``: its numbers are drawn as
-    powers of ten. ``middle``: the number that means nothing either way; ``reach``: how far from it colours go, or as
+    """A figure of ``RegionLook``, or of ``EdgeLook`` where it is ``of_edges``. ``logarithmic``: its numbers are drawn
+    as powers of ten. ``middle``: the number that means nothing either way; ``reach``: how far from it colours go, or as
     far as the numbers do."""
 
     name: str

@@ -108,7 +108,10 @@ def _mixing(hop: Hop, regions: RegionGraph, parameters: Held) -> Tensor:
     weight, below = parameters[hop.weight].detach().double(), regions.regions[hop.target]
     if hop.kernel:
         summed = weight.flatten(2).sum(2)
-        return torch.block_diag(*summed.chunk(hop.groups)) if hop.groups > 1 else summed
+        if hop.groups == 1:
+            return summed
+        found: Tensor = torch.block_diag(*summed.chunk(hop.groups))  # type: ignore[no-untyped-call]
+        return found
     weight = weight.T if hop.across else weight
     if hop.reads == "flat" and len(below.shape) > 1:
         parts = weight.reshape(len(weight), *below.shape)

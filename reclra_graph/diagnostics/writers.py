@@ -55,13 +55,17 @@ def read_looks(path: str | Path) -> list[Look]:
     looks, problems = [], []
     for number, line in enumerate(lines, start=1):
         try:
-            looks.append(Look.from_dict(json.loads(line)))
+            looks.append(Look.from_dict(json.loads(line, parse_constant=_no_number)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             cause = f"line {number} is no look at a step: {type(error).__name__}: {error}"
             problems.append(Problem("RG704", cause, str(path), "Give a file that diagnostics wrote as JSON lines."))
     if problems:
         raise ModelError(problems)
     return looks
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 class TensorBoard:
@@ -79,7 +83,7 @@ class TensorBoard:
             cause = f"writing for TensorBoard needs a package that is not installed: {error}"
             raise UsageError(Problem("RG910", cause, "diagnostics")) from None
         try:
-            self._writer: Any = SummaryWriter(self.folder)  # type: ignore[no-untyped-call]
+            self._writer: Any = SummaryWriter(self.folder)
         except OSError as error:
             raise ModelError(Problem("RG701", f"cannot be written: {error.strerror}", self.folder)) from None
 
