@@ -42,7 +42,7 @@ def reference_step(
     ``y`` is the target, by the output's label where there are several; ``modules`` holds the opaque sub-modules, with
     parameters of their own that equal ``parameters``."""
     with torch.no_grad():
-        return Interpreter(plan, parameters, synapses, inputs, y, modules or {}).run()
+        return _Step(plan, parameters, synapses, inputs, y, modules or {}).run()
 
 
 _Draws: TypeAlias = tuple[Tensor, Any, Any]
@@ -59,11 +59,7 @@ def _draw_on(state: _Draws) -> None:
     numpy.random.set_state(state[2])
 
 
-class Interpreter:
-    """One step, in three parts: ``forward`` fills ``values``; ``recursion`` fills ``errors``, ``displacements``,
-    ``deltas`` and what synapses are ``moved`` by; ``write`` changes what was given. Arguments as of ``reference_step``,
-    inside ``torch.no_grad``."""
-
+class _Step:
     def __init__(
         self,
         plan: WiringPlan,
@@ -102,14 +98,12 @@ class Interpreter:
     def forward(self) -> None:
         """Every value of the graph, in order."""
         for operator in self.graph.operators:
-            self.values[operator.name] = self._value(operator)
-
-    def _value(self, operator: Operator) -> Any:
-        if operator.target == OPAQUE:
-            return self._opaque(operator, self.values, {})
-        args = [resolve(item, self.values, self.device) for item in operator.args]
-        kwargs = {key: resolve(item, self.values, self.device) for key, item in operator.kwargs}
-        return function(operator.target)(*args, **kwargs)
+            if operator.target == OPAQUE:
+                self.values[operator.name] = self._opaque(operator, self.values, {})
+                continue
+            args = [resolve(item, self.values, self.device) for item in operator.args]
+            kwargs = {key: resolve(item, self.values, self.device) for key, item in operator.kwargs}
+            self.values[operator.name] = function(operator.target)(*args, **kwargs)
 
     def recursion(self) -> Tensor:
         """The outputs' errors, and ``align`` from each; returns the loss."""
@@ -117,7 +111,7 @@ class Interpreter:
         outputs = [self.regions[number] for number in self.plan.regions.outputs]
         for output, kind in zip(outputs, self.plan.losses, strict=True):
             y = self.y[kind.label] if isinstance(self.y, Mapping) else self.y
-            value, error = self.loss_and_error(self.values[output.post], y, output, kind)
+            value, error = self._loss(self.values[output.post], y, output, kind)
             self.errors[output.id] = discrepancy.scaled(error, self.plan.rates.kappa_of(output.id))
             total = value if total is None else total + value
         for output in outputs:
@@ -138,8 +132,7 @@ class Interpreter:
             if buffer.updated is not None:
                 self.parameters[buffer.key].copy_(self.values[buffer.updated])
 
-    def loss_and_error(self, z: Tensor, y: Tensor, output: Region, kind: Loss) -> tuple[Tensor, Tensor]:
-        """The loss of one output, and e_L."""
+    def _loss(self, z: Tensor, y: Tensor, output: Region, kind: Loss) -> tuple[Tensor, Tensor]:
         place = (output.layout.dim, output.layout.before, output.layout.after)
         z = layout.to_samples(z.to(self._dtype(output.id)), *place)
         if y.dim() > 1:
@@ -347,3 +340,8 @@ class Interpreter:
 
         result: Tensor = rule(call.function)(*(given(item) for item in call.args), **dict(call.kwargs))
         return result
+
+
+Interpreter = _Step
+"""One step in parts, for those who look inside: ``forward`` fills ``values``; ``recursion`` fills ``errors`` and
+``displacements``, and what parameters and synapses are to learn; ``write`` changes what was given."""

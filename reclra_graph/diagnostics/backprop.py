@@ -37,7 +37,7 @@ def gradients(
                 cause = f"forward() returned no {given.label}; it has {', '.join(results) or 'no tensors'}"
                 raise StepError(Problem("RG601", cause, "diagnostics()"))
             y = inside.y[kind.label] if isinstance(inside.y, Mapping) else inside.y
-            value, _ = inside.loss_and_error(results[given.label], y, inside.regions[output], kind)
+            value = inside.loss_of(results[given.label], y, inside.regions[output], kind)
             total = value if total is None else total + value
         assert total is not None
     if not total.requires_grad:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reclra_graph.diagnostics.measures import Figure, Sums, finite, mean_norm
 from reclra_graph.ir.operators import Ref
 from reclra_graph.ir.regions import Region
-from reclra_graph.ir.wiring import Edge
+from reclra_graph.ir.wiring import Edge, Loss
 from reclra_graph.passes.synapse_calls import displaced
 from reclra_graph.reference import Interpreter
 from reclra_graph.rules import layout, rule, target
@@ -57,7 +57,7 @@ class Inside(Interpreter):
         rates = replace(step.plan.rates, lr=step.lr, beta=step.beta, gamma=step.gamma)
         super().__init__(replace(step.plan, rates=rates), held, synapses, given, goal, modules)
         self.step, self.trace = step, trace
-        self.sent: dict[str, Tensor] = {}
+        self.arrived: dict[str, Tensor] = {}
         self.live: dict[str, Tensor] = {}
 
     def look(self) -> Tensor:
@@ -69,21 +69,24 @@ class Inside(Interpreter):
     def forward(self) -> None:
         """Every value of the graph. Where derivatives are asked for they begin at the representations that an error is
         sent to: what only leads up to the first of these costs nothing."""
-        ends = {self.regions[edge.target].post for edge in self.plan.edges} if self.trace else set()
-        kept = ends | {self.regions[edge.source].pre for edge in self.plan.edges}
-        for operator in self.graph.operators:
-            with torch.set_grad_enabled(self.trace):
-                value = self._value(operator)
-                if operator.name in ends and not value.requires_grad:
-                    value = value.detach().requires_grad_()
-            self.values[operator.name] = value
-            if self.trace and operator.name in kept:
-                self.live[operator.name] = value
+        if not self.trace:
+            super().forward()
+            return
+        ends = {self.regions[edge.target].post for edge in self.plan.edges}
+        self.values = _Growing(self.values, ends)
+        with torch.enable_grad():
+            super().forward()
+        for name in ends | {self.regions[edge.source].pre for edge in self.plan.edges}:
+            self.live[name] = self.values[name]
         self.values = {name: _detached(value) for name, value in self.values.items()}
 
     def _sent(self, edge: Edge, e: Tensor, *_: Any) -> Tensor:
-        self.sent[edge.name] = found = send(self.step, edge, e, self.synapses, low=True)
+        self.arrived[edge.name] = found = send(self.step, edge, e, self.synapses, low=True)
         return found
+
+    def loss_of(self, z: Tensor, y: Tensor, output: Region, kind: Loss) -> Tensor:
+        """The loss of one result of forward()."""
+        return self._loss(z, y, output, kind)[0]
 
     def _phi(self, region: Region) -> Any:
         return self._chain(region)
@@ -139,12 +142,14 @@ class Inside(Interpreter):
             for edge in edges:
                 region = self.regions[edge.target]
                 wanted, sums = carried[region.post], Sums()
-                if edge.name not in self.sent:
-                    found[edge.name] = None, "nothing was sent"
+                if edge.rule == "readout":
+                    found[edge.name] = None, "a readout sends an error of its own"
+                elif edge.name not in self.arrived:
+                    found[edge.name] = None, "nothing was sent over this edge alone"
                 elif isinstance(wanted, str):
                     found[edge.name] = None, wanted
                 else:
-                    sums.add(self.sent[edge.name].flatten(1), self.samples(region, wanted).flatten(1))
+                    sums.add(self.arrived[edge.name].flatten(1), self.samples(region, wanted).flatten(1))
                     found[edge.name] = sums.angle("what is sent", "the derivative")
         return found
 
@@ -162,6 +167,18 @@ class Inside(Interpreter):
             return [f"PyTorch gives no derivative: {str(error).splitlines()[0]}"] * len(posts)
         lost = "h of the source does not depend on z of the target by any derivative"
         return [lost if item is None else item for item in found]
+
+
+class _Growing(dict[str, Any]):
+    """Values of a forward pass under autograd: derivatives begin at those named ``ends``."""
+
+    def __init__(self, values: Mapping[str, Any], ends: set[str]) -> None:
+        super().__init__(values)
+        self.ends = ends
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        begins = name in self.ends and not value.requires_grad
+        super().__setitem__(name, value.detach().requires_grad_() if begins else value)
 
 
 def _detached(value: Any) -> Any:

@@ -68,23 +68,24 @@ class Diagnostics:
             raise UsageError(problems)
         self.every, self.what, self.writers = every, frozenset(wanted), tuple(writers)
         self.signs = Signs()
+        self.last: Look | None = None
 
-    def after_step(self, number: int, learner: Any, batch: tuple[Any, Any]) -> Look | None:
-        """For a training loop, behind every step: looks where ``every`` divides its number, and writes the look down.
+    def after_step(self, step: int, learner: Any, batch: tuple[Any, Any]) -> None:
+        """For a training loop, behind every step, of that number: looks where ``every`` divides it. ``last`` is the
+        look then, and ``writers`` have it.
 
         ``learner`` is what learns, and is not read; ``batch``: (inputs, target). A batch at which the loss is not
         finite is no reason to end a run here: the look then says so, and has nothing else."""
-        if number % self.every:
-            return None
+        if step % self.every:
+            return
         try:
-            look = self(batch[0], batch[1], number=number)
+            look = self(batch[0], batch[1], number=step)
         except StepError as error:
             if error.codes != ("RG604",):
                 raise
-            look = Look(step=number, why=(("loss", error.problems[0].cause),))
+            look = self.last = Look(step=step, why=(("loss", error.problems[0].cause),))
         for writer in self.writers:
             writer.write(look)
-        return look
 
     def __call__(
         self,
@@ -102,20 +103,28 @@ class Diagnostics:
         paths = [item.path for item in step.plan.regions.graph.inputs]
         args, keywords = called_as(inputs, kwargs, paths)
         with _aside(step) as model, undisturbed():
-            seen = _Seen(self.what, self.signs, step, model)
+            seen = _Seen(self.what, self.signs, step, model, given)
             seen.look(given, goal, (inputs, target, kwargs), args, keywords)
-            return seen.record(number, seen.samples, began)
+            self.last = look = seen.record(number, began)
+        return look
 
 
 class _Seen:
     """What one look has found; lives inside ``_aside``."""
 
-    def __init__(self, what: frozenset[str], signs: Signs, step: CompiledStep, model: nn.Module) -> None:
-        self.what, self.step, self.model = what, step, model
+    def __init__(
+        self, what: frozenset[str], signs: Signs, step: CompiledStep, model: nn.Module, given: Sequence[Tensor]
+    ) -> None:
+        self.what, self.signs, self.step, self.model = what, signs, step, model
         self.plan, self.regions = step.plan, step.plan.regions.regions
-        self.weights = {key: item.detach() for key, item in model.named_parameters()}
-        self.synapses = dict(step.store.all())
-        self.signs = signs
+        graph, self.home = step.plan.regions.graph, given[0].device  # where what lives on several devices is compared
+        self.samples = next(
+            value.shape[0]
+            for item, value in zip(graph.inputs, given, strict=True)
+            if item.type.shape[:1] == (graph.batch,)
+        )
+        self.weights = self.here({key: item.detach() for key, item in model.named_parameters()})
+        self.synapses = self.here(step.store.all())
         self.loss: Tensor | None = None
         self.updates: dict[str, Tensor] = {}
         self.changes: dict[str, Tensor] = {}
@@ -123,22 +132,36 @@ class _Seen:
         self.inside: Inside | None = None
         self.sent: dict[str, Figure] = {}
         self.flips: dict[str, dict[str, tuple[int, int] | None]] = {}
-        self.samples = 0
+
+    def here(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors on the device of the batch."""
+        return {name: item.to(self.home) for name, item in tensors.items()}
 
     def look(self, given: list[Tensor], goal: Any, call: tuple[Any, Any, Any], args: Any, keywords: Any) -> None:
         """Run what was asked for, each part from the same random numbers."""
-        step, graph = self.step, self.plan.regions.graph
+        step = self.step
         try:
             batch_size(step, given, goal)
         except ValueError as error:
             raise refusal(error) from None
         if self.what & {"cosine", "flips", "norms"}:
             with undisturbed():
-                self.loss, self.updates, self.changes = step.deltas(*call)
+                self.loss, updates, changes = step.deltas(*call)
+            self.updates, self.changes = self.here(updates), self.here(changes)
+        if self.what & {"cosine", "discrepancy", "sent", "norms"}:
+            self.compare(given, goal, args, keywords)
+        if "flips" in self.what:
+            learning = {key: self.weights[key] for key in self.updates}
+            for kind, parts in (("weight", learning), ("update", self.updates), ("synapse", self.synapses),
+                                ("change", self.changes)):  # fmt: skip
+                self.flips[kind] = self.signs.flips(kind, parts)
+
+    def compare(self, given: list[Tensor], goal: Any, args: Any, keywords: Any) -> None:
+        """The forward pass with its errors, and backprop's."""
+        step, graph = self.step, self.plan.regions.graph
         opaque = [str(item.args[0]) for item in graph.operators if item.target == OPAQUE]
         copied = twin(self.model, _shared(self.model)) if opaque else self.model
         inside = Inside(step, given, goal, {path: copied.get_submodule(path) for path in opaque}, "sent" in self.what)
-        self.samples = inside.batch
         if self.what & {"discrepancy", "sent", "norms"}:
             with undisturbed():
                 loss = inside.look()
@@ -148,16 +171,10 @@ class _Seen:
             self.sent = inside.sent_angles() if "sent" in self.what else {}
         if "cosine" in self.what:
             with undisturbed():
-                home = given[0].device
-                moved = twin(self.model, _shared(self.model, home))
+                moved = twin(self.model, _shared(self.model, self.home))
                 _, self.gradients = gradients(moved, dict(moved.named_parameters()), args, keywords, inside)
-        if "flips" in self.what:
-            learning = {key: self.weights[key] for key in self.updates}
-            for kind, parts in (("weight", learning), ("update", self.updates), ("synapse", self.synapses),
-                                ("change", self.changes)):  # fmt: skip
-                self.flips[kind] = self.signs.flips(kind, parts)
 
-    def record(self, number: int | None, samples: int, began: float) -> Look:
+    def record(self, number: int | None, began: float) -> Look:
         """All of it."""
         regions = tuple(self.region(self.regions[site]) for site in self.plan.regions.sites)
         edges = tuple(self.edge(edge) for edge in self.plan.edges)
@@ -171,7 +188,7 @@ class _Seen:
         numbers, why = figures(**given)
         seconds = round(time.perf_counter() - began, 6)
         return Look(
-            step=number, samples=samples, seconds=seconds, regions=regions, edges=edges, parameters=parameters,
+            step=number, samples=self.samples, seconds=seconds, regions=regions, edges=edges, parameters=parameters,
             why=why, **numbers,
         )  # fmt: skip
 
@@ -182,7 +199,7 @@ class _Seen:
             gradient = self.gradients.get(key)
             if gradient is not None:
                 reached = True
-                sums.add(self.updates[key], gradient.to(self.updates[key].device))
+                sums.add(self.updates[key], gradient)
         if not reached:
             return None, "backprop reaches none of it" if keys else "it has no parameters that learn"
         return sums.cosine("the update", "backprop's gradient")
@@ -228,13 +245,13 @@ class _Seen:
             given["sent"] = self.sent.get(edge.name, (None, "nothing was sent"))
         matrix = self.plan.matrix_of.get(edge.name)
         stored = [edge.synapse] if not rank_of(edge.form) else [f"{edge.synapse}.A", f"{edge.synapse}.B"]
-        stored = [matrix.name] if matrix is not None else stored
+        stored = [matrix.name] if matrix is not None else [name for name in stored if name in self.synapses]
         changes = [name for name in stored if name in self.changes]
         if "norms" in self.what:
             given["synapse"] = self.synapse_norm(edge)
             still: Figure = (None, "it does not learn")
             given["change"] = norm(*(self.changes[name] for name in changes)) if changes else still
-        if "flips" in self.what and edge.form != "implicit":
+        if "flips" in self.what and stored and edge.form != "implicit":
             given["flips"] = rate([self.flips["synapse"][name] for name in stored])
             if changes:
                 given["change_flips"] = rate([self.flips["change"][name] for name in changes])
@@ -248,7 +265,8 @@ class _Seen:
         if rank_of(edge.form):
             left, right = (self.synapses[f"{edge.synapse}.{part}"].double() for part in "AB")
             return finite(float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt()))
-        return norm(self.synapses[edge.synapse])
+        held = self.synapses.get(edge.synapse)
+        return (None, "nothing is stored for it") if held is None else norm(held)
 
 
 def _shared(model: nn.Module, home: torch.device | None = None) -> dict[int, nn.Parameter]:

@@ -36,26 +36,31 @@ Held = Mapping[str, Tensor]
 
 def angle(step: CompiledStep, edge: Edge, synapses: Held, parameters: Held) -> tuple[Figure, tuple[str, ...]]:
     """(angle in degrees, or why there is none; keys of the weights, the one next to the source first)."""
+    compare = _COMPARE.get("lowrank" if rank_of(edge.form) else edge.form)
+    if compare is None:
+        return (None, f"{edge.form} synapses are not compared with weights"), ()
     hops = route(step.plan.regions, edge.source, edge.target)
     if isinstance(hops, str):
         return (None, hops), ()
-    form = "lowrank" if rank_of(edge.form) else edge.form
-    if form not in _COMPARE:
-        return (None, f"{edge.form} synapses are not compared with weights"), ()
-    found = _COMPARE[form](step, edge, hops, synapses, parameters)
+    found = compare(step, edge, hops, synapses, parameters)
     weights = tuple(hop.weight for hop in hops)
     if isinstance(found, str):
         return (None, found), weights
     return found.angle("the synapse", "the weights' product"), weights
 
 
-def _entries(step: CompiledStep, edge: Edge, hops: tuple[Hop, ...], synapses: Held, parameters: Held) -> Sums | str:
-    """Of a synapse in the shape of the one weight that it mirrors."""
+def entries(synapse: Tensor, weight: Tensor) -> Sums:
+    """Of a synapse in the shape of the weight that it mirrors: number by number."""
+    sums = Sums()
+    sums.add(synapse, weight)
+    return sums
+
+
+def _kernel(step: CompiledStep, edge: Edge, hops: tuple[Hop, ...], synapses: Held, parameters: Held) -> Sums | str:
+    """Of a transposed convolution with the kernel of the one between the regions."""
     if len(hops) != 1 or parameters[hops[0].weight].shape != synapses[edge.synapse].shape:
         return "no weight of its shape stands between the regions"
-    sums = Sums()
-    sums.add(synapses[edge.synapse], parameters[hops[0].weight])
-    return sums
+    return entries(synapses[edge.synapse], parameters[hops[0].weight])
 
 
 def _units(step: CompiledStep, edge: Edge, hops: tuple[Hop, ...], synapses: Held, parameters: Held) -> Sums | str:
@@ -98,9 +103,7 @@ def _back(e: Tensor, hops: tuple[Hop, ...], regions: tuple[Region, ...], paramet
 def _features(step: CompiledStep, edge: Edge, hops: tuple[Hop, ...], synapses: Held, parameters: Held) -> Sums | str:
     """Of a synapse that positions share."""
     product = reduce(torch.matmul, (_mixing(hop, step.plan.regions, parameters) for hop in hops))
-    sums = Sums()
-    sums.add(synapses[edge.synapse], product.T)
-    return sums
+    return entries(synapses[edge.synapse], product.T)
 
 
 def _mixing(hop: Hop, regions: RegionGraph, parameters: Held) -> Tensor:
@@ -120,11 +123,11 @@ def _mixing(hop: Hop, regions: RegionGraph, parameters: Held) -> Tensor:
 
 
 _COMPARE: dict[str, Callable[[CompiledStep, Edge, tuple[Hop, ...], Held, Held], Sums | str]] = {
-    "conv": _entries,
+    "conv": _kernel,
     "dense": _units,
     "lowrank": _units,
     "implicit": _units,
     "channel": _features,
     "token": _features,
 }
-"""How a synapse of each form is compared. One in the shape of its weight is ``_entries``'s."""
+"""How a synapse of each form is compared with the weights on its route."""

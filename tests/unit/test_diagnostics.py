@@ -286,9 +286,10 @@ def test_after_step_looks_every_so_often() -> None:
     x, target = batch_for(step)
     kept = Kept()
     diagnostics = rg.Diagnostics(step, every=3, what="angle", writers=[kept])
-    returned = [diagnostics.after_step(number, object(), (x, target)) for number in range(8)]
+    for number in range(8):
+        diagnostics.after_step(number, object(), (x, target))
     assert [look.step for look in kept.looks] == [0, 3, 6]
-    assert [look is None for look in returned] == [number % 3 != 0 for number in range(8)]
+    assert diagnostics.last is kept.looks[-1]
 
 
 def test_a_loss_that_is_not_finite_ends_no_run() -> None:
@@ -298,9 +299,9 @@ def test_a_loss_that_is_not_finite_ends_no_run() -> None:
     kept = Kept()
     diagnostics = rg.Diagnostics(step, every=1, writers=[kept])
     before = held(step)
-    look = diagnostics.after_step(7, None, (bad, target))
-    assert look == kept.looks[0]
-    assert look is not None
+    diagnostics.after_step(7, None, (bad, target))
+    look = kept.looks[0]
+    assert diagnostics.last is look
     assert (look.step, look.loss, look.regions) == (7, None, ())
     assert "not finite" in dict(look.why)["loss"]
     for what in WHAT[:1], ("discrepancy",):
