@@ -17,6 +17,7 @@ import typer
 from reclra_graph.cli import option_types
 from reclra_graph.cli.bench import bench_app
 from reclra_graph.cli.compile_options import read_options, with_method
+from reclra_graph.cli.diagnostics import diagnostics_command
 from reclra_graph.cli.search import search_command
 from reclra_graph.cli.train import command as train_command
 from reclra_graph.errors import Problem, ReclraError, UsageError
@@ -161,6 +162,7 @@ app.command("compile")(compile_command)
 app.command("explain")(explain_command)
 app.command("train")(train_command(compile_command))
 app.command("search")(search_command)
+app.command("diagnostics")(diagnostics_command)
 app.add_typer(bench_app, name="bench")
 
 compile_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -6,17 +6,18 @@ import contextlib
 import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of the model in train mode, with values of its own."""
+def twin(model: nn.Module, parameters: Mapping[int, Any] | None = None) -> nn.Module:
+    """A copy of the model in train mode, with values of its own; ``parameters``: what stands for the parameters in it,
+    by their ids, instead of copies."""
     # Weights that an older weight_norm or spectral_norm computed are attributes that deepcopy refuses.
-    computed: dict[int, Any] = {}
+    computed: dict[int, Any] = dict(parameters or {})
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:

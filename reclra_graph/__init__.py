@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reclra_graph.api import assign_grads, compile, load, replace_conv, stack
+    from reclra_graph.diagnostics import Diagnostics
     from reclra_graph.errors import ModelError, Problem, ReclraError, StepError, UsageError, VerificationError
     from reclra_graph.options import Options
     from reclra_graph.pconv import PerturbativeConv2d
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CompiledStep",
+    "Diagnostics",
     "ModelError",
     "Options",
     "PerturbativeConv2d",
@@ -50,6 +52,7 @@ __all__ = [
 
 _HOME = {
     "CompiledStep": "runtime.compiled",
+    "Diagnostics": "diagnostics",
     "ModelError": "errors",
     "Options": "options",
     "PerturbativeConv2d": "pconv",

@@ -151,6 +151,7 @@ CODES: dict[str, tuple[str, str]] = {
     "RG809": ("bench-cell-failed", "Read the cause, and the log in the folder --work; run it again with --fresh."),
     "RG901": ("search-extra-missing", "Install it: pip install 'reclra-graph[search]'."),
     "RG902": ("another-search", "Give another folder with --out, or remove this one."),
+    "RG910": ("tensorboard-extra-missing", "Install it: pip install 'reclra-graph[tensorboard]'."),
 }
 
 

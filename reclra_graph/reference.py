@@ -89,6 +89,14 @@ class _Step:
         self.moved: dict[str, Tensor] = {}
 
     def run(self) -> Tensor:
+        """The step; returns its loss."""
+        self.forward()
+        loss = self.recursion()
+        self.write()
+        return loss
+
+    def forward(self) -> None:
+        """Every value of the graph, in order."""
         for operator in self.graph.operators:
             if operator.target == OPAQUE:
                 self.values[operator.name] = self._opaque(operator, self.values, {})
@@ -96,6 +104,9 @@ class _Step:
             args = [resolve(item, self.values, self.device) for item in operator.args]
             kwargs = {key: resolve(item, self.values, self.device) for key, item in operator.kwargs}
             self.values[operator.name] = function(operator.target)(*args, **kwargs)
+
+    def recursion(self) -> Tensor:
+        """The outputs' errors, and ``align`` from each; returns the loss."""
         total = None
         outputs = [self.regions[number] for number in self.plan.regions.outputs]
         for output, kind in zip(outputs, self.plan.losses, strict=True):
@@ -107,6 +118,11 @@ class _Step:
             self.learn(output)
         for output in outputs:
             self.align(output)
+        assert total is not None
+        return total
+
+    def write(self) -> None:
+        """Plain SGD, and the buffers' new values."""
         rates = self.plan.rates
         for key, delta in self.deltas.items():
             self.parameters[key].sub_(rates.lr * delta)
@@ -115,8 +131,6 @@ class _Step:
         for buffer in self.graph.buffers:
             if buffer.updated is not None:
                 self.parameters[buffer.key].copy_(self.values[buffer.updated])
-        assert total is not None
-        return total
 
     def _loss(self, z: Tensor, y: Tensor, output: Region, kind: Loss) -> tuple[Tensor, Tensor]:
         place = (output.layout.dim, output.layout.before, output.layout.after)
@@ -166,6 +180,11 @@ class _Step:
             self.align(region)
 
     def _phi(self, region: Region) -> Any:
+        chain = self._chain(region)
+        assert torch.equal(apply_chain(chain, self.values[region.pre]), self.values[region.post])
+        return chain
+
+    def _chain(self, region: Region) -> Any:
         chain = []
         before = region.pre
         for name in region.activation:
@@ -173,7 +192,6 @@ class _Step:
             args = tuple(Ref("_") if item == Ref(before) else item for item in operator.args)
             chain.append((operator.target, args, operator.kwargs))
             before = name
-        assert torch.equal(apply_chain(tuple(chain), self.values[region.pre]), self.values[region.post])
         return tuple(chain)
 
     def _sent(self, edge: Edge, e: Tensor, source: Region, region: Region) -> Tensor:
@@ -322,3 +340,8 @@ class _Step:
 
         result: Tensor = rule(call.function)(*(given(item) for item in call.args), **dict(call.kwargs))
         return result
+
+
+Interpreter = _Step
+"""One step in parts, for those who look inside: ``forward`` fills ``values``; ``recursion`` fills ``errors`` and
+``displacements``, and what parameters and synapses are to learn; ``write`` changes what was given."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -85,6 +85,19 @@ def called(inputs: Any, keywords: Mapping[str, Any] | None = None) -> tuple[tupl
         return (), {**{str(key): item for key, item in inputs.items()}, **named}
     plain = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
     return (tuple(inputs) if plain else (inputs,)), named
+
+
+def called_as(
+    inputs: Any, keywords: Mapping[str, Any] | None, paths: Sequence[Path]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of a call of forward() in which tensors lie at these paths, from those of a call of the step."""
+    args, kwargs = called(inputs, keywords)
+    positional = any(isinstance(path[0], int) for path in paths)
+    if not args and positional:
+        args, kwargs = (kwargs,), {}  # a mapping that is one positional argument
+    elif kwargs == {} and len(args) == len(paths) and not positional:
+        kwargs, args = {str(path[0]): value for path, value in zip(paths, args, strict=True)}, ()
+    return args, kwargs
 
 
 def identifier(path: Path) -> str:

@@ -18,7 +18,7 @@ from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.runtime.loader import load_source
 from reclra_graph.runtime.opaque_runs import in_training
 from reclra_graph.runtime.synapse_store import SynapseStore
-from reclra_graph.structure import arguments, at, called
+from reclra_graph.structure import arguments, at, called_as
 
 if TYPE_CHECKING:
     from reclra_graph.runtime.fused import FusedStep
@@ -141,12 +141,8 @@ class CompiledStep:
 
     def _given(self, inputs: Any, keywords: Mapping[str, Any] | None) -> list[Tensor]:
         """The tensors that the graph takes, from the arguments of a call."""
-        args, kwargs = called(inputs, keywords)
         wanted = self.plan.regions.graph.inputs
-        if not args and any(isinstance(item.path[0], int) for item in wanted):
-            args, kwargs = (kwargs,), {}  # a mapping that is one positional argument
-        elif kwargs == {} and len(args) == len(wanted) and not any(isinstance(item.path[0], int) for item in wanted):
-            kwargs, args = {str(item.path[0]): value for item, value in zip(wanted, args, strict=True)}, ()
+        args, kwargs = called_as(inputs, keywords, [item.path for item in wanted])
         found, problems = [], []
         for item in wanted:
             try:

@@ -37,6 +37,7 @@ RANK = {
     "reference": 6,
     "passes": 7,
     "api": 8,
+    "diagnostics": 8,
     "methods": 9,
     "train": 10,
     "bench": 11,
@@ -84,6 +85,7 @@ def test_links_are_relative(root: Path) -> None:
 def test_public_names_are_exactly_these() -> None:
     assert reclra_graph.__all__ == [
         "CompiledStep",
+        "Diagnostics",
         "ModelError",
         "Options",
         "PerturbativeConv2d",
