@@ -16,7 +16,9 @@ from typer.models import OptionInfo
 from reclra_graph.errors import Problem, UsageError
 from reclra_graph.methods.registry import method_of
 
-NOT_OPTIONS = ("ctx", "method", "model", "inputs", "out", "as_json", "quiet")
+REWRITING = ("replace_conv", "masks", "sigma")
+"""Arguments of the command that change the model before it is compiled."""
+NOT_OPTIONS = ("ctx", "method", "model", "inputs", "out", "as_json", "quiet", *REWRITING)
 """Arguments of the command that say what is compiled, and how that is told."""
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from reclra_graph.cli import option_types
-from reclra_graph.cli.compile_options import parts, read_options, signature_with, typed
+from reclra_graph.cli.compile_options import REWRITING, parts, read_options, signature_with, typed
 from reclra_graph.errors import Problem, StepError, UsageError
 from reclra_graph.methods.registry import METHODS
 from reclra_graph.options import OPTIMIZERS
@@ -177,7 +177,9 @@ def _trained(
     phase("importing torch")
     import torch
 
+    from reclra_graph.api import make_options
     from reclra_graph.cli import app
+    from reclra_graph.cli.replace_conv import replacement_problems, rewritten
     from reclra_graph.data.sets import open_data
     from reclra_graph.export.artifacts import unwritable
     from reclra_graph.ir.device import find_device
@@ -194,7 +196,9 @@ def _trained(
         options["device"] = given["plan_for"]
     usage: list[Problem] = []
     options |= _checked(lambda: read_arguments(given["method_args"] or [], "--method-args"), usage) or {}
+    kind, masks, sigma = (given["compilation"].get(name) for name in REWRITING)
     usage += [*option_problems(given["method"], options), *find_device(given["plan_for"])[1]]
+    usage += replacement_problems(kind, masks, sigma)
     milestones = _numbers(given["lr_steps"], usage)
     settings = settings_of({**given, "lr_steps": milestones})
     usage += [*settings.problems(), *optimizer_problems(given["optimizer"])]
@@ -214,6 +218,7 @@ def _trained(
 
         def make(number: int) -> tuple[Any, Any]:
             found = ready.pop(number, None) or load_model(model, given["inputs"] or [])
+            found, _ = rewritten(found, kind, masks, sigma, make_options(seed=number))
             return found.model, (found.example_kwargs or found.example_inputs)
 
         phase(f"reading {given['data']}")

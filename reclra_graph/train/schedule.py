@@ -45,9 +45,10 @@ class Schedule:
         if self.name == "cosine":
             return self.end + cosine(self.lr - self.end, done, of)
         if self.name == "polynomial":
-            return self.end + (self.lr - self.end) * (1 - done / of) ** self.power
+            return self.end + (self.lr - self.end) * float((1 - done / of) ** self.power)
         if self.name == "step":
-            return self.lr * self.factor ** sum(at >= item * epoch for item in self.milestones)
+            passed = sum(at >= item * epoch for item in self.milestones)
+            return float(self.lr * self.factor**passed)
         return self.lr
 
     def problems(self) -> tuple[Problem, ...]:
