@@ -47,8 +47,7 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         held = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file fails in any way inside its reader
-        said = (str(error).splitlines() or [""])[0][:200]
-        raise ModelError(Problem("RG711", f"cannot be read: {type(error).__name__}: {said}", str(path))) from None
+        raise ModelError(Problem("RG711", "is damaged, or is no checkpoint", str(path))) from error
     if not isinstance(held, dict) or held.get("version") != VERSION:
         raise ModelError(Problem("RG711", "is no checkpoint of this version", str(path)))
     return held
