@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from reclra_graph.api import compile
-from reclra_graph.errors import Problem, UsageError
+from reclra_graph.errors import ModelError, Problem, UsageError
 from reclra_graph.methods.backprop import BackpropLearner
 from reclra_graph.methods.learner import Learner
 from reclra_graph.methods.names import METHODS
@@ -44,6 +44,8 @@ def build(
     if problems:
         raise UsageError(problems)
     if method == "bp":
+        if not any(item.requires_grad for item in model.parameters()):
+            raise ModelError(Problem("RG301", "the model has no parameters that learn", type(model).__name__))
         return BackpropLearner(
             model, objective(options).loss, make or own(optimizer, options), compiled=run != "eager",
             autocast=options.get("autocast"),
