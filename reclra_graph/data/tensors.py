@@ -90,8 +90,9 @@ def _pair(held: Any) -> tuple[Tensor, Tensor] | None:
         return None
     found = [next((held[name] for name in names if name in held), None) for names in _NAMES]
     images, labels = found
-    plain = isinstance(images, Tensor) and isinstance(labels, Tensor) and images.dim() > 1 and labels.dim() > 0
-    return (images.detach(), labels.detach()) if plain else None
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor) or images.dim() < 2 or not labels.dim():
+        return None
+    return images.detach(), labels.detach()
 
 
 def _wrong(images: Tensor, labels: Tensor) -> list[str]:

@@ -45,9 +45,11 @@ class Schedule:
         if self.name == "cosine":
             return self.end + cosine(self.lr - self.end, done, of)
         if self.name == "polynomial":
-            return self.end + (self.lr - self.end) * (1 - done / of) ** self.power
+            share: float = (1 - done / of) ** self.power
+            return self.end + (self.lr - self.end) * share
         if self.name == "step":
-            return self.lr * self.factor ** sum(at >= item * epoch for item in self.milestones)
+            falls: float = self.factor ** sum(at >= item * epoch for item in self.milestones)
+            return self.lr * falls
         return self.lr
 
     def problems(self) -> tuple[Problem, ...]:
