@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from reclra_graph.api import compile, make_options
-from reclra_graph.errors import Problem, UsageError
+from reclra_graph.errors import ModelError, Problem, UsageError
 from reclra_graph.methods import equilibrium, target_propagation, traced
 from reclra_graph.methods.backprop import BackpropLearner
 from reclra_graph.methods.learner import Learner
@@ -67,6 +67,8 @@ def build(
         kept = {name: chosen[name] for name in chosen if name not in _ELSEWHERE}
         return _LOOPS[loop][0](model, example_inputs, make or own(optimizer, chosen), **kept)
     if loop == "backprop":
+        if not any(item.requires_grad for item in model.parameters()):
+            raise ModelError(Problem("RG301", "the model has no parameters that learn", type(model).__name__))
         return BackpropLearner(
             model, objective(chosen).loss, make or own(optimizer, chosen), compiled=run != "eager",
             autocast=chosen.get("autocast"),

@@ -45,10 +45,11 @@ class Schedule:
         if self.name == "cosine":
             return self.end + cosine(self.lr - self.end, done, of)
         if self.name == "polynomial":
-            return self.end + (self.lr - self.end) * float((1 - done / of) ** self.power)
+            share: float = (1 - done / of) ** self.power
+            return self.end + (self.lr - self.end) * share
         if self.name == "step":
-            passed = sum(at >= item * epoch for item in self.milestones)
-            return float(self.lr * self.factor**passed)
+            falls: float = self.factor ** sum(at >= item * epoch for item in self.milestones)
+            return self.lr * falls
         return self.lr
 
     def problems(self) -> tuple[Problem, ...]:
