@@ -67,7 +67,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                    options={"rule": "dkp", "gamma": 1.0}),
             Method("local", "local readouts",
                    "Nøkland, Eidnes 2019 (ICML); Belilovsky, Eickenberg, Oyallon 2019 (ICML)",
-                   options={"wiring": "blocks", "rule": "readout", "gamma": 1.0},
+                   options={"wiring": "blocks", "rule": "readout", "update": "local_vjp", "gamma": 1.0},
                    needs="one output over classes or values, of which every relay can have a readout"),
         )
     }
