@@ -19,6 +19,7 @@ BENCHES = Path(__file__).resolve().parent
         ("compile_time.py", {"config", "models"}),
         ("scaling.py", {"kinds"}),
         ("stacked.py", {"config", "cases"}),
+        ("step_limit.py", {"cases"}),
         ("cost_model.py", {"config", "device", "probe", "rank_correlation", "pairs"}),
         (
             "implicit_resnet50.py",
