@@ -23,6 +23,9 @@ d displacement, y target, e error, dW and db updates.
 """
 '''
 
+MIRRORS = """
+mirror(P, E, {inputs}) lets synapses learn from noise and how the layers behind respond to it, and changes nothing else."""
+
 IMPORTS = """
 import contextlib
 import math

@@ -31,6 +31,7 @@ RANK = {
     "rules": 3,
     "verify": 4,
     "export": 5,
+    "reference_rules": 5,
     "runtime": 6,
     "reference": 6,
     "passes": 7,
