@@ -22,6 +22,7 @@ from reclra_graph.passes.emit_head import head_text, plain
 from reclra_graph.passes.mirror_mode import mirrors_alone
 from reclra_graph.passes.placed_template import apart
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
+from reclra_graph.verify import verify
 
 _COLUMN = 68
 _WIDTH = 110
@@ -49,6 +50,7 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     alone = mirrors_alone(schedule)
     if alone is None:
         return writer.text(), tuple(writer.first.items())
+    verify(alone)
     mirror = _Function(
         "mirror",
         f"lr={rates.lr}, gamma={rates.gamma}, optimise={rates.optimizer}",

@@ -81,8 +81,10 @@ class _Cutting:
             self._loss()
         for task in self.tasks.tasks:
             if task.kind == "optimise":
-                after = (Call("after", (Ref("loss"),)),) if self.count > 1 else ()
-                group = task.name if self.count > 1 else task.group
+                waits = any(call.function == "after" for call in task.calls)
+                after = (Call("after", (Ref("loss"),)),) if self.count > 1 and not waits else ()
+                # What alone waits for the loss holds up nothing else.
+                group = task.name if self.count > 1 or waits else task.group
                 self._add(task, task.name, group, (*task.calls, *after))
         self._buffers()
         edges = dict.fromkeys((*storage_order(self.made), *self._opaque()))

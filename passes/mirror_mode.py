@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reclra_graph.ir.homes import homes
 from reclra_graph.ir.operators import Ref, TensorType, references
 from reclra_graph.ir.schedule import Run, Schedule
 from reclra_graph.ir.tasks import Call, Task
@@ -32,18 +31,19 @@ def mirrors_alone(schedule: Schedule) -> Schedule | None:
     mirrors = [task for task in tasks.tasks if task.name.startswith("mirror:")]
     learned = [task for task in tasks.tasks if task.kind == "optimise" and stores & set(task.writes)]
     checked = _checked(tasks.by_name["loss"], mirrors, tasks.plan.regions.synapse_dtype)
-    parts = ([*forward], mirrors, [checked], learned)
-    kept = [task for part in parts for task in part]
+    parts = (forward, mirrors, [checked], learned)
+    kept = [replace(task, cost=0) for part in parts for task in part]  # no times are told of it
     alone = replace(tasks, tasks=tuple(kept), edges=storage_order(kept))
     lane_of = {action.task: action.lane for action in schedule.actions if isinstance(action, Run)}
     when = {name: index for index, name in enumerate(lane_of)}
     queues: dict[int, list[Task]] = {lane.id: [] for lane in schedule.lanes}
     for part in parts:
         for task in sorted(part, key=lambda item: when[item.name]):
-            queues[lane_of[task.name]].append(task)
+            queues[lane_of[task.name]].append(alone.by_name[task.name])
     lanes = {task.name: lane_of[task.name] for task in kept}
-    actions = host_order(synchronised(alone, queues, lanes, homes(tasks, lane_of)))
-    return replace(schedule, tasks=alone, actions=tuple(with_frees(alone, actions, lanes)), overlap=False)
+    actions = host_order(synchronised(alone, queues, lanes))
+    hosted = tuple(with_frees(alone, actions, lanes))
+    return replace(schedule, tasks=alone, actions=hosted, slots=(), makespan=0, waves=(), peak=(), overlap=False)
 
 
 def _checked(loss: Task, mirrors: list[Task], dtype: str) -> Task:

@@ -6,8 +6,8 @@ After:   n5 = torch.randn_like(z5)                                    with the f
          r9_5 = (h9 - h9_n5) / 0.1;  dE_9_5 = gamma / B * (n5.T @ r9_5)
 
 The noise is drawn behind the forward pass, on its lane and in the order of regions, so that no lane can draw before
-another. One noise at i serves all edges that end there. The tasks read weights as the forward pass had them; so they come
-before all updates.
+another. One noise at i serves all edges that end there. The tasks read weights as the forward pass had them; so they
+come before all updates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from reclra_graph.passes.lower_state import Lowering, operator_flops
 from reclra_graph.passes.lower_updates import optimise
 from reclra_graph.passes.outer_calls import outer, sampled
 from reclra_graph.rules.forms import work
-from reclra_graph.rules.operators import short
 from reclra_graph.rules.way import mask_of, way
 
 
@@ -79,7 +78,7 @@ def _mirrored(state: Lowering) -> list[tuple[Region, list[Edge]]]:
 def _again(
     state: Lowering, region: Region, start: str, passed: tuple[Operator, ...], calls: list[Call]
 ) -> dict[str, str]:
-    """Append the calls of these operators on the noisy z_i; returns the names of what they make by those of the graph."""
+    """Append the calls of these operators on the noisy z_i; returns the names of what they make by the graph's."""
     graph = state.graph
     moved = {region.post: start}
     for operator in passed:

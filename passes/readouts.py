@@ -3,8 +3,8 @@
 Before:  e9 = softmax(z9) - one_hot(target);  d5 = e9 @ E["9->5"].T
 After:   o5 = z5 @ E["9->5"];  e9_5 = softmax(o5) - one_hot(target);  d5 = e9_5 @ E["9->5"].T
 
-Its tasks read z_i, E and the target, and nothing that the loss's task makes: they can run as soon as the region's forward
-pass is done. What they lead to is stored only after the loss was found finite (``lower_updates``).
+Its tasks read z_i, E and the target, and nothing that the loss's task makes: they can run as soon as the region's
+forward pass is done. What they lead to is stored only after the loss was found finite (``lower_updates``).
 """
 
 from __future__ import annotations

@@ -122,8 +122,8 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
 
 
 def _with_the_loss_first(placed: dict[str, Placed], loss: str) -> dict[str, Placed]:
-    """The same on lanes by other numbers: the loss, behind which the step may end, is on lane 0, as the forward pass is.
-    (Readouts that others wait for may have been placed before it.)"""
+    """The same on lanes by other numbers: the loss is on lane 0, as the forward pass is. (Readouts that others wait for
+    may have been placed before it.)"""
     lane = placed[loss].lane
     number = {lane: 0, 0: lane}
     return {name: replace(item, lane=number.get(item.lane, item.lane)) for name, item in placed.items()}

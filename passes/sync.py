@@ -24,14 +24,12 @@ Clock = dict[int, int]
 """For every other lane, how far it has certainly come: the place of its last task that is known to be done."""
 
 
-def synchronised(
-    tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[str, int], home: Mapping[str, int] | None = None
-) -> dict[int, list[Action]]:
-    """Each lane's actions. ``home``: where storage lives, if not as these tasks have it."""
+def synchronised(tasks: TaskGraph, queues: dict[int, list[Task]], lane_of: dict[str, int]) -> dict[int, list[Action]]:
+    """Each lane's actions."""
     names = {lane: [task.name for task in queue] for lane, queue in queues.items()}
     waits, joined = fewest_waits(names, tasks.edges)
     recorded = {name for found in (*waits.values(), joined) for name in found}
-    home = homes(tasks, lane_of) if home is None else home
+    home = homes(tasks, lane_of)
     result: dict[int, list[Action]] = {}
     for lane, queue in queues.items():
         actions = result.setdefault(lane, [])

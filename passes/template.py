@@ -24,7 +24,7 @@ d displacement, y target, e error, dW and db updates.
 '''
 
 MIRRORS = """
-mirror(P, E, {inputs}) lets synapses learn from noise and how the layers behind respond to it, and changes nothing else."""
+mirror(P, E, {inputs}) lets synapses learn from noise, by how the layers behind respond to it, and nothing else."""
 
 IMPORTS = """
 import contextlib

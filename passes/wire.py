@@ -78,7 +78,7 @@ def _rule_problems(regions: RegionGraph, options: Options, edges: tuple[Edge, ..
         if wrong:
             found.append(Problem("RG442", f"edge {edge.name} {wrong}", f"edge {edge.name}", REMEDY))
     refused = [edge for edge in edges if known_form(options.synapse) and not form_fits(options.synapse, edge.rule)]
-    if refused and all(edge.rule == refused[0].rule for edge in edges):
+    if refused and len(refused) == len(edges):
         wrong = misfit(regions, replace(refused[0], form=options.synapse))
         found.append(Problem("RG442", f"edge {refused[0].name} {wrong}", "synapse", REMEDY))
     return found

@@ -1,5 +1,5 @@
-"""Which learning rule fits which edge: what a rule needs of its synapse's form, of the regions at both ends, and of what
-lies between the two."""
+"""Which learning rule fits which edge: what a rule needs of its synapse's form, of the regions at both ends, and of
+what lies between the two."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@ Tweed, "Deep Learning without Weight Transport", NeurIPS 2019).
 
 ξ_i = σ n_i is normal noise of mean 0 and deviation σ. The response of j is h_j(z_i + ξ_i) − h_j(z_i), the operators
 between the two run again; for one linear layer it is W ξ_i. By Stein's lemma, the mean of ξ_i (response of j)ᵀ / σ² is
-the transpose of the Jacobian of h_j by z_i, itself the mean over z_i + ξ_i, whatever stands between the two: no derivative
-is taken, and a step function will do. One σ stands with the response, the other makes n_i of ξ_i.
+the transpose of the Jacobian of h_j by z_i, itself the mean over z_i + ξ_i, whatever stands between the two: no
+derivative is taken, and a step function will do. One σ stands with the response, the other makes n_i of ξ_i.
 """
 
 from __future__ import annotations

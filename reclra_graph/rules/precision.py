@@ -86,8 +86,8 @@ def conv_forward(
     function: Any, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...],
     dilation: tuple[int, ...], groups: int, low: Low = None,
 ) -> Tensor:  # fmt: skip
-    """``function``, one of torch.nn.functional's convolutions, without a bias. x: [B, in, …]; weight: [out, in / groups,
-    *kernel]."""
+    """``function``, one of torch.nn.functional's convolutions, without a bias. x: [B, in, …]; weight: [out, in /
+    groups, *kernel]."""
     return _convolved(function, x, weight, (None, stride, padding, dilation, groups), weight.shape[0], low)
 
 

@@ -216,8 +216,8 @@ def shared(
     e: Tensor, left: Tensor, right: Tensor, source: Shape, target: Shape, source_axis: int, target_axis: int,
     low: Low = None,
 ) -> Tensor:  # fmt: skip
-    """The product of a shared ``left``, [features of target, features of source], and e, position by position; ``right``
-    is its transpose."""
+    """The product of a shared ``left``, [features of target, features of source], and e, position by position;
+    ``right`` is its transpose."""
     there = places(target, target_axis)
     sizes = grid(places(source, source_axis), there)
     if not sizes:

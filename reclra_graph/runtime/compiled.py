@@ -138,9 +138,9 @@ class CompiledStep:
         return self._run(inputs, kwargs, target, self.optimiser)
 
     def mirror(self, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Tensor:
-        """Let the synapses whose rule is "mirror" learn from noise, as they do in every step, and nothing else: the mirror
-        mode of Akrout et al. (2019), to be taken in turn with training steps, or before them. Parameters and buffers
-        stay as they are. Returns the mean square of what noise of deviation 1 would change (a 0-dim tensor).
+        """Let the synapses whose rule is "mirror" learn from noise, as they do in every step, and nothing else: the
+        mirror mode of Akrout et al. (2019), to be taken in turn with training steps, or before them. Parameters and
+        buffers stay as they are. Returns the mean square of what noise of deviation 1 would change (a 0-dim tensor).
 
         Raises UsageError RG405 where no synapse has that rule, and StepError as a training step does.
         """

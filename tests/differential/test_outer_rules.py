@@ -1,5 +1,5 @@
-"""Rules that learn by an outer product: the emitted step, the reference interpreter and a numpy oracle agree in float64,
-on fully connected nets; emitted step and reference also on maps, sequences and several outputs."""
+"""Rules that learn by an outer product: the emitted step, the reference interpreter and a numpy oracle agree in
+float64, on fully connected nets; emitted step and reference also on maps, sequences and several outputs."""
 
 from __future__ import annotations
 
