@@ -11,9 +11,9 @@ from reclra_graph.ir.tasks import Task, TaskGraph
 def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
     """The lane of every storage that lane 0 does not own.
 
-    A value lives where it is made, a synapse where its target is computed, or where it learns if none is. Without a placement the model's parameters,
-    its inputs and the target are on lane 0; with one, parameters and buffers live where they are written, or else
-    where they are read first.
+    A value lives where it is made, a synapse where its target is computed, or where it learns if none is. Without a
+    placement the model's parameters, its inputs and the target are on lane 0; with one, parameters and buffers live
+    where they are written, or else where they are read first.
     """
     found = {name: lane_of.get(task.name, 0) for task in tasks.tasks for name in task.writes if "[" not in name}
     made: dict[int, int] = {}
