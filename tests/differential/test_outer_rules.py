@@ -237,3 +237,34 @@ def test_other_nets_agree_with_the_reference(net: str, options: dict[str, Any], 
         reference_mirror(step.plan, held, synapses, (inputs,))
         assert_close(step.synapses, synapses)
         assert_close({key: value.detach() for key, value in step.storage().items()}, held, 0.0)
+
+
+@pytest.mark.parametrize("rule", ["dkp", "mirror", "readout"])
+@pytest.mark.parametrize(
+    "options",
+    [{"recompute": True}, {"device": "h200", "gpus": 2}, {"memory_format": "channels_last", "synapse": "dense"},
+     {"update": "local_vjp"}],
+    ids=str,
+)  # fmt: skip
+def test_other_ways_to_the_same_step(options: dict[str, Any], rule: str) -> None:
+    torch.manual_seed(1)
+    make, inputs, target = NETS["cnn"]
+    agrees(make().double(), inputs, target, rule=rule, wiring="chain", **options)
+
+
+@pytest.mark.parametrize("rule", ["dkp", "mirror", "readout"])
+@pytest.mark.parametrize("low", ["bfloat16", "float16"])
+def test_products_in_a_low_precision(low: str, rule: str) -> None:
+    """z_i and the responses come from the low forward pass; the emitted step and the reference round alike."""
+    torch.manual_seed(1)
+    make, inputs, target = NETS["cnn"]
+    x = inputs.float()
+    step = rg.compile(make(), x, rule=rule, wiring="flat", autocast=low, gamma=0.2)
+    held, synapses = held_by(step), {key: value.clone() for key, value in step.synapses.items()}
+    torch.manual_seed(8)
+    loss = step(x, target)
+    torch.manual_seed(8)
+    torch.testing.assert_close(loss, reference_step(step.plan, held, synapses, (x,), target))
+    assert_close(step.synapses, synapses, 1e-6)
+    assert_close({key: value.detach() for key, value in step.storage().items()}, held, 1e-6)
+    assert all(value.dtype == torch.float32 for value in step.synapses.values())
