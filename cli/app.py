@@ -67,6 +67,8 @@ def compile_command(
     betas: option_types.Betas = "0.9,0.999",
     eps: option_types.Eps = DEFAULT.eps,
     weight_decay: option_types.WeightDecay = DEFAULT.weight_decay,
+    synapse_decay: option_types.SynapseDecay = None,
+    mirror_noise: option_types.MirrorNoise = DEFAULT.mirror_noise,
     update: option_types.Update = DEFAULT.update,
     strict: option_types.Strict = False,
     seed: option_types.Seed = DEFAULT.seed,

@@ -106,6 +106,10 @@ Momentum = Annotated[float, typer.Option(help="Of the optimizer momentum.")]
 Betas = Annotated[str, typer.Option(help="Of the optimizer adamw: what is kept of both running means.")]
 Eps = Annotated[float, typer.Option(help="Of the optimizer adamw.")]
 WeightDecay = Annotated[float, typer.Option(help="Decay of parameters and synapses, as torch.optim has it.")]
+SynapseDecay = Annotated[
+    float | None, typer.Option(help="Decay of synapses in place of --weight-decay, decoupled.", show_default=False)
+]
+MirrorNoise = Annotated[float, typer.Option(help="Deviation of the noise of the rule mirror.")]
 MemoryFormat = Annotated[
     str,
     typer.Option(

@@ -58,7 +58,13 @@ def batched(state: Lowering, source: Region) -> tuple[tuple[Edge, ...], ...]:
     for edge in plan.outgoing.get(source.id, ()):
         target = state.regions[edge.target]
         never = is_straight(state, target) and direct(state, target) is not None
-        if edge.form != "dense" or uses.count(edge.synapse) > 1 or never or target.units >= SMALL:
+        if (
+            edge.form != "dense"
+            or edge.rule == "readout"
+            or uses.count(edge.synapse) > 1
+            or never
+            or target.units >= SMALL
+        ):
             continue
         if sum(item.shape[0] for item in found[-1]) + target.units > MOST:
             found.append([])

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import groupby, takewhile
 
 from reclra_graph.ir.operators import OPAQUE, Argument, DeviceArgument, Operator, Ref, TensorType
 from reclra_graph.ir.program import StepProgram
@@ -18,8 +19,10 @@ from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Action, Copy, Free, Record, Run, Schedule, Wait
 from reclra_graph.ir.tasks import Call, Task
 from reclra_graph.passes.emit_head import head_text, plain
+from reclra_graph.passes.mirror_mode import mirrors_alone
 from reclra_graph.passes.placed_template import apart
 from reclra_graph.passes.printing import argument, call, operator_call, rule_lines, unparsed
+from reclra_graph.verify import verify
 
 _COLUMN = 68
 _WIDTH = 110
@@ -34,26 +37,58 @@ def emit(schedule: Schedule) -> StepProgram:
 
 
 def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], ...]]:
+    """The step, with the line on which each of its tasks starts; behind it, where synapses mirror, what does only
+    that."""
+    rates = schedule.tasks.plan.rates
+    step = _Function(
+        "step",
+        f"target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, optimise={rates.optimizer}",
+        "One training step on a batch; changes P and E in place and returns the loss (a 0-dim tensor).",
+        "target",
+    )
+    writer = _written(schedule, start, step)
+    alone = mirrors_alone(schedule)
+    if alone is None:
+        return writer.text(), tuple(writer.first.items())
+    verify(alone)
+    mirror = _Function(
+        "mirror",
+        f"lr={rates.lr}, gamma={rates.gamma}, optimise={rates.optimizer}",
+        "Let the synapses that mirror learn from noise, and leave all else as it is; returns the mean square of what\n"
+        "    the noise changes, in units of the noise (a 0-dim tensor).",
+        "None",
+    )
+    return f"{writer.text()}\n{_written(alone, start, mirror).text()}", tuple(writer.first.items())
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function of the emitted file: its name, what it takes behind the inputs, its docstring, and what stands for the
+    target where inputs are checked."""
+
+    name: str
+    takes: str
+    says: str
+    target: str
+
+
+def _written(schedule: Schedule, start: int, function: _Function) -> _Writer:
     plan = schedule.tasks.plan
     names = list(schedule.tasks.inputs)
-    rates = plan.rates
     arguments = ", ".join(names)
     writer = _Writer(schedule, start)
     writer.line("")
     modules = ", M=None" if any(item.target == OPAQUE for item in plan.regions.graph.operators) else ""
-    writer.line(
-        f"def step(P, E, {arguments}, target, lr={rates.lr}, beta={rates.beta}, gamma={rates.gamma}, "
-        f"optimise={rates.optimizer}{modules}):"
-    )
+    writer.line(f"def {function.name}(P, E, {arguments}, {function.takes}{modules}):")
     writer.depth = 1
-    writer.line('"""One training step on a batch; changes P and E in place and returns the loss (a 0-dim tensor)."""')
+    writer.line(f'"""{function.says}"""')
     given = ", ".join(f"{name!r}: {name}" for name in names)
     led = [item.type.shape[:1] == (plan.regions.graph.batch,) for item in plan.regions.graph.inputs]
     first = names[led.index(True)]
-    writer.line(f"check_inputs({{{given}}}, target, *{first}.shape[:1])")
+    writer.line(f"check_inputs({{{given}}}, {function.target}, *{first}.shape[:1])")
     part = f" // {schedule.tasks.micro_batches}" if schedule.tasks.micro_batches > 1 else ""
     writer.line(f"B, device = {first}.shape[0]{part}, {first}.device")
-    if schedule.tasks.shared:
+    if schedule.tasks.shared and function.name == "step":
         writer.line("complete(E, device)")
     if len(schedule.lanes) > 1:
         writer.line("lanes = Lanes(device)")
@@ -65,7 +100,7 @@ def _body(schedule: Schedule, start: int) -> tuple[str, tuple[tuple[str, int], .
     if len(schedule.lanes) > 1 and not overlap:
         writer.line("lanes.end()")
     writer.line("return lanes.leave(loss, locals())" if overlap else "return loss")
-    return writer.text(), tuple(writer.first.items())
+    return writer
 
 
 class _Writer:
@@ -113,11 +148,12 @@ class _Writer:
 
     def stretch(self, lane: int, actions: list[Action]) -> None:
         """Actions of one lane that follow each other in host order."""
-        early = [item for item in actions if isinstance(item, Run) and self._early(item)]
+        runs = [item for item in actions if isinstance(item, Run)]
+        early = {item.task: item for item in takewhile(self._early, runs)}
         if self.plan.placement:
-            early = []  # forward and backward take turns here: one heading for all
-        self.title(lane, early or actions)
-        after_loss = bool(early)
+            early = {}  # forward and backward take turns here: one heading for all
+        self.title(lane, list(early.values()) or actions)
+        titled = not early
         many = len(self.schedule.lanes) > 1
         if many and lane != 0:
             self.line(f"with lane({lane}):")
@@ -127,9 +163,9 @@ class _Writer:
         for action in actions:
             if isinstance(action, Run):
                 task = self.schedule.tasks.by_name[action.task]
-                if early and after_loss and task.kind not in ("forward", "loss"):
-                    self.title(lane, [item for item in actions if not (isinstance(item, Run) and self._early(item))])
-                after_loss = task.kind in ("forward", "loss")
+                if not titled and action.task not in early:
+                    self.title(lane, [item for item in actions if not (isinstance(item, Run) and item.task in early)])
+                    titled = True
                 self.task(task, lane)
             elif isinstance(action, Free):
                 names = sorted(action.values, key=lambda item: (item.lstrip("abcdefghijklmnopqrstuvwxyzEWP_"), item))
@@ -162,6 +198,7 @@ class _Writer:
         region = self.plan.regions.regions[task.region]
         heading = self.heading(region, task)
         key = f"{task.kind == 'forward'}:{task.group if task.kind != 'forward' else task.name}".partition("@")[0]
+        key = "noise" if task.name.startswith("noise:") else key
         if heading and key not in self.headed:
             self.headed.add(key)
             self.line("# " + heading[0], heading[1]) if heading[1] else self.line("# " + heading[0])
@@ -173,6 +210,8 @@ class _Writer:
         """The comment above a task: what it is, and the model's own line."""
         if task.group == "inputs":
             return ("the inputs" + (", in micro-batches" if self.schedule.tasks.micro_batches > 1 else ""), "")
+        if task.name.startswith("noise:"):
+            return "noise at the regions whose synapses are mirrors", ""
         if task.kind == "forward":
             shown = list(dict.fromkeys(_module(self.operators[name]) for name in region.operators))
             shown = [text for text in shown if text]
@@ -181,6 +220,9 @@ class _Writer:
         if task.kind in ("displace", "target"):
             sources = ", ".join(f"r{edge.source}" for edge in self.plan.incoming.get(region.id, ()))
             return f"r{region.id}: target, from {sources}", ""
+        if task.name.startswith("mirror:"):
+            edges = [edge for edge in self.plan.incoming[region.id] if edge.rule == "mirror"]
+            return f"r{region.id}: how {', '.join(f'r{edge.source}' for edge in edges)} responds to noise here", ""
         if task.kind == "update":
             together = [call.args for call in task.calls if call.function == "rules.updates.stacked"]
             errors = ", ".join(item.name for args in together for item in args if isinstance(item, Ref))
@@ -263,13 +305,14 @@ def _summary(schedule: Schedule, actions: Sequence[Action]) -> str:
     for action in actions:
         if isinstance(action, Run):
             task = schedule.tasks.by_name[action.task]
-            kinds.setdefault(task.kind, {})[task.region] = None
+            kind = "mirror" if task.name.startswith("mirror:") else task.kind
+            kinds.setdefault(kind, {})[task.region] = None
     parts = []
     if "forward" in kinds:
         parts.append("forward, loss" if "loss" in kinds else "forward")
     elif "loss" in kinds:
         parts.append("loss")
-    for kind, word in (("target", "targets"), ("update", "updates")):
+    for kind, word in (("target", "targets"), ("mirror", "mirrors"), ("update", "updates")):
         regions = [f"r{number}" for number in kinds.get(kind, ())]
         if regions:
             shown = ", ".join(regions[:8]) + (f" and {len(regions) - 8} more" if len(regions) > 8 else "")

@@ -51,6 +51,8 @@ def head_text(schedule: Schedule, stamp: str) -> str:
     notes += [f"\n{plain(note)}" for note in graph.notes]
     if graph.autocast:
         notes.append(f"\nProducts are computed in {graph.autocast}; P, E and all errors stay float32.")
+    if any(edge.rule == "mirror" for edge in plan.edges):
+        notes.append(template.MIRRORS.format(inputs=", ".join(names)))
     lanes = f"{len(schedule.lanes)} lanes" if len(schedule.lanes) > 1 else "one lane"
     docstring = template.DOCSTRING.format(
         model=plain(graph.model), version=VERSION, digest=stamp, wiring=plain(plan.wiring), depth=plan.depth,
@@ -83,6 +85,8 @@ def head_text(schedule: Schedule, stamp: str) -> str:
     if graph.autocast == "float16":
         runtime += template.UNIT
     runtime = runtime.replace("@made@", "lay_out(made)" if groups else "made")
+    if any(edge.rule == "mirror" for edge in plan.edges):  # ``mirror`` takes no target
+        runtime = runtime.replace("in TARGETS.items()", "in (TARGETS.items() if target is not None else ())")
     if groups:
         runtime += template.BATCH
     if matrices:

@@ -19,7 +19,9 @@ from reclra_graph.passes.lower_errors import losses, region_error
 from reclra_graph.passes.lower_forward import bookkeeping, buffer_updates, forward_pass
 from reclra_graph.passes.lower_state import Lowering
 from reclra_graph.passes.lower_updates import learn_from_sums, region_update, shared_updates, synapse_update
+from reclra_graph.passes.mirrors import mirror_update, mirrors, noises
 from reclra_graph.passes.names import value_names
+from reclra_graph.passes.readouts import readouts
 from reclra_graph.passes.shared import shared_sources
 from reclra_graph.passes.storage import storage_order
 
@@ -33,16 +35,20 @@ def lower(plan: WiringPlan, without: tuple[str, ...] = ()) -> TaskGraph:
     state.matrices = plan.matrix_of | {edge.name: dense_matrix(edge) for item in shared for edge in plan.alone[item]}
     late = bookkeeping(state.graph)
     forward_pass(state, late)
+    noises(state)
     losses(state)
     # An error is there before those who hear it: by length of the error path, of equals the last region first.
     reached = [state.regions[number] for number in sorted(plan.level, key=lambda item: (plan.level[item], -item))]
     for region in reached:
         if region.id not in plan.regions.outputs:
+            readouts(state, region)
             region_error(state, region)
+    mirrors(state)
     state.groups = groups(state, reached)
     for region in reached:
         region_update(state, region)
         synapse_update(state, region)
+        mirror_update(state, region)
     shared_updates(state)
     buffer_updates(state, late)
     return TaskGraph(plan, tuple(state.tasks), storage_order(state.tasks), shared=shared)

@@ -14,7 +14,7 @@ from reclra_graph.passes.synapse_calls import FEW, displaced, sent_on
 from reclra_graph.rules.forms import work
 from reclra_graph.rules.operators import is_exact
 
-_LOSSES = {
+LOSSES = {
     "cross-entropy": "cross_entropy",
     "causal-lm": "cross_entropy",
     "mse": "mse",
@@ -48,7 +48,7 @@ def _output_error(
 ) -> str:
     """Append the calls of one output's loss to ``values``, those of its error to ``errors``; returns the loss's name.
     ``several``: there are other outputs."""
-    name, kind, plain = _LOSSES[loss.kind], state.type_of(output), output.layout.plain
+    name, kind, plain = LOSSES[loss.kind], state.type_of(output), output.layout.plain
     z, y = Ref(state.names[output.post]), Ref(f"T[{loss.label}]" if several else "target")
     if state.graph.is_low(output.post):
         raised = state.namer.new(f"z{output.id}_{kind.short}")
@@ -59,11 +59,7 @@ def _output_error(
         if not loss.classes or len(output.shape) > 1:
             y = Ref(_to_samples(state, output, y.name, "target", values))
     value = state.namer.new(f"loss{output.id}") if several else "loss"
-    form: tuple[Argument, ...] = ()
-    rest: tuple[Argument, ...] = ()
-    if loss.classes:
-        form = (loss.axis, loss.smoothing, loss.ignore, loss.weights or None, loss.kind == "causal-lm")
-        rest = (output.features, output.units // output.features, *form, Ref("B"))
+    form, rest = loss_arguments(output, loss)
     values.append(Call(f"rules.loss.{name}", (z, y, *form), (), (value,), (TensorType((), kind.dtype),)))
     kappa = state.plan.rates.kappa_of(output.id)
     error = state.errors[output.id] = state.namer.new(f"e{output.id}")
@@ -77,6 +73,14 @@ def _output_error(
         errors.append(Call("rules.discrepancy.scaled", (Ref(first), kappa), (), (error,), (kind,)))
     _send(state, output, errors)
     return value
+
+
+def loss_arguments(output: Region, loss: Loss) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
+    """What a loss takes behind z and the target, and what its error takes there."""
+    if not loss.classes:
+        return (), ()
+    form = (loss.axis, loss.smoothing, loss.ignore, loss.weights or None, loss.kind == "causal-lm")
+    return form, (output.features, output.units // output.features, *form, Ref("B"))
 
 
 # -- regions that hear from others ------------------------------------------------------------------------------------

@@ -67,13 +67,13 @@ def _calls(state: Lowering, names: tuple[str, ...]) -> list[Call]:
     parts: dict[str, dict[int, str]] = {}
     for name in names:
         operator = graph.by_name[name]
-        if _is_part(operator, graph):
+        if is_part(operator, graph):
             index = operator.args[1]
             assert isinstance(index, int)
             parts.setdefault(operator.reads[0], {})[index] = state.names[name]
     for name in names:
         operator = graph.by_name[name]
-        if state.names.get(name) == "B" or _is_part(operator, graph):
+        if state.names.get(name) == "B" or is_part(operator, graph):
             continue
         used = parts.get(name, {})
         results = tuple(used.get(index, "") for index in range(len(operator.types)))
@@ -90,7 +90,7 @@ def _calls(state: Lowering, names: tuple[str, ...]) -> list[Call]:
     return calls
 
 
-def _is_part(operator: Operator, graph: OperatorGraph) -> bool:
+def is_part(operator: Operator, graph: OperatorGraph) -> bool:
     """Whether an operator only takes a part out of another operator's tuple of results."""
     if operator.target != "operator.getitem":
         return False

@@ -48,6 +48,12 @@ class Lowering:
     """What a batch gives to an edge, [B, units of the target], by the edge's name."""
     groups: dict[int, Any] = field(default_factory=dict)
     """Layers that are updated together (``passes.group.Member``), by the region that is updated last of them."""
+    readouts: dict[str, str] = field(default_factory=dict)
+    """The error of its own that an edge with the rule "readout" carries, by the edge's name."""
+    noises: dict[int, str] = field(default_factory=dict)
+    """n_i, the noise of mirrors, by region, in the layout and the dtype of z_i."""
+    mirrored: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
+    """(what learns, name of its delta) of the mirrors at a region, by region."""
     moved: dict[str, str] = field(default_factory=dict)
     """An edge's share of d_i by the edge's name, where it is written down."""
 
@@ -81,7 +87,9 @@ class Lowering:
         return list(dict.fromkeys(self.matrices[edge.name] for edge in edges if edge.name in self.matrices))
 
     def heard(self, edge: Edge) -> str:
-        """What an edge carries: its source's error, or what a matrix makes of it."""
+        """What an edge carries: its source's error, or what a matrix makes of it; or the error of its own readout."""
+        if edge.name in self.readouts:
+            return self.readouts[edge.name]
         matrix = self.matrices.get(edge.name)
         return self.sent[matrix.name] if matrix else self.sampled[edge.source]
 

@@ -17,6 +17,7 @@ from reclra_graph.passes.batch import learn_batch, learns, work_of
 from reclra_graph.passes.group import grouped
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.lower_state import Lowering, operator_flops
+from reclra_graph.passes.outer_calls import learned_from_state
 from reclra_graph.passes.straight import factored
 from reclra_graph.passes.synapse_calls import learned, matrix_learned
 from reclra_graph.rules.forms import stored, what_learns, work
@@ -61,7 +62,7 @@ def region_update(state: Lowering, region: Region) -> None:
     read = {item.weight.operator for item in members} or {item.operator for item in region.updates}
     flops = sum(operator_flops(state.graph, state.graph.by_name[name]) for name in read)
     state.add(f"update:{number}", "update", number, f"update:{number}", calls, 1, flops)
-    _optimise(state, f"optimise:{number}", region, f"update:{number}", deltas)
+    optimise(state, f"optimise:{number}", region, f"update:{number}", deltas)
 
 
 def _closed_forms(state: Lowering, region: Region) -> tuple[list[Call], Deltas]:
@@ -194,7 +195,8 @@ def _delta(state: Lowering, key: str, region: Region) -> str:
 
 
 def synapse_update(state: Lowering, region: Region) -> None:
-    """Eq. 6 for the synapses that arrive at a region and for the matrices of those that leave it."""
+    """Eq. 6 for the synapses that arrive at a region and for the matrices of those that leave it, and what others learn
+    from the region's state."""
     plan, number, e = state.plan, region.id, state.sampled
     calls: list[Call] = []
     deltas: Deltas = []
@@ -207,6 +209,11 @@ def synapse_update(state: Lowering, region: Region) -> None:
             calls.append(learned(plan, edge, e[edge.source], d, delta, state.type_of(region).dtype))
             deltas.append((f"E[{what_learns(plan, edge)}]", delta))
             flops += work(plan.regions, edge)
+    stateful = [edge for edge in plan.incoming.get(number, ()) if edge.rule in ("dkp", "readout")]
+    made, found = learned_from_state(state, region, stateful)
+    calls += made
+    deltas += found
+    flops += sum(work(plan.regions, edge) for edge in stateful)
     for batch in batches:
         if batch.edges[0].source == number:
             made, found = learn_batch(state, batch)
@@ -221,13 +228,13 @@ def synapse_update(state: Lowering, region: Region) -> None:
     if calls:
         # A group of its own: it runs on the lane that owns the synapses, wherever the weights are updated.
         state.add(f"synapses:{number}", "synapse", number, f"synapses:{number}", calls, 0, flops)
-        _optimise(state, f"optimise:synapses:{number}", region, f"synapses:{number}", deltas)
+        optimise(state, f"optimise:synapses:{number}", region, f"synapses:{number}", deltas)
 
 
 # -- the optimiser's steps --------------------------------------------------------------------------------------------
 
 
-def _optimise(state: Lowering, name: str, region: Region, group: str, deltas: Deltas) -> None:
+def optimise(state: Lowering, name: str, region: Region, group: str, deltas: Deltas) -> None:
     """The optimiser's step for what learns from these deltas alone; the others are noted for their sums."""
     steps = []
     for store, delta in deltas:
@@ -236,7 +243,13 @@ def _optimise(state: Lowering, name: str, region: Region, group: str, deltas: De
         else:
             steps.append(Call("optimise", (Ref(store), Ref(delta), Ref("lr"))))
     if steps:
-        state.add(name, "optimise", region.id, group, steps)
+        state.add(name, "optimise", region.id, group, steps + behind_the_loss(state))
+
+
+def behind_the_loss(state: Lowering) -> list[Call]:
+    """What lets an optimiser's step wait until the loss was found finite, where not all that is learned comes of it."""
+    apart = any(edge.rule in ("mirror", "readout") for edge in state.plan.edges)
+    return [Call("after", (Ref("loss"),))] if apart else []
 
 
 def shared_updates(state: Lowering) -> None:
@@ -253,6 +266,7 @@ def shared_updates(state: Lowering) -> None:
         calls = [
             Call("rules.target.total", tuple(Ref(delta) for delta in deltas), (), (total,), (types[store],)),
             Call("optimise", (Ref(store), Ref(total), Ref("lr"))),
+            *behind_the_loss(state),
         ]
         if store in owners:
             name, region = f"synapses:{store[2:-1]}", owners[store]

@@ -81,8 +81,10 @@ class _Cutting:
             self._loss()
         for task in self.tasks.tasks:
             if task.kind == "optimise":
-                after = (Call("after", (Ref("loss"),)),) if self.count > 1 else ()
-                group = task.name if self.count > 1 else task.group
+                waits = any(call.function == "after" for call in task.calls)
+                after = (Call("after", (Ref("loss"),)),) if self.count > 1 and not waits else ()
+                # What alone waits for the loss holds up nothing else.
+                group = task.name if self.count > 1 or waits else task.group
                 self._add(task, task.name, group, (*task.calls, *after))
         self._buffers()
         edges = dict.fromkeys((*storage_order(self.made), *self._opaque()))
@@ -206,7 +208,13 @@ class _Cutting:
             args = (Ref(share), Ref(whole), Ref("B"), self.count)
             calls.append(Call("rules.micro.size", args, (), (name,), (kind,)))
         self.shares[label] = shares
-        self.sizes[target.name] = sizes
+        self.sizes[self._whole(target.name)] = sizes
+
+    def _whole(self, target: str) -> str:
+        """The target that a name means, in whatever order its samples were brought."""
+        made = (call for task in self.again for call in task.calls if call.function == "rules.layout.to_samples")
+        found = next((call.args[0] for call in made if call.results == (target,)), None)
+        return found.name if isinstance(found, Ref) else target
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -228,7 +236,7 @@ class _Cutting:
             if self.count > 1 and _uneven(call) and call.function.endswith("_error"):
                 target = call.args[1]
                 assert isinstance(target, Ref)
-                made = replace(made, args=(*made.args[:-1], Ref(self.sizes[target.name][number - 1])))
+                made = replace(made, args=(*made.args[:-1], Ref(self.sizes[self._whole(target.name)][number - 1])))
             calls.append(made)
             if self.count > 1 and task.kind in ("update", "synapse"):
                 for result in call.results:

@@ -18,7 +18,7 @@ RESERVED = frozenset(
     {
         "torch", "F", "P", "E", "C", "B", "M", "T", "lr", "beta", "gamma", "lanes", "here", "loss", "target",
         "optimise", "step", "synapses", "sgd", "momentum", "adamw", "Momentum", "AdamW",
-        "check", "check_inputs", "lane_device", "contextlib", "opaque",
+        "check", "check_inputs", "mirror", "lane_device", "contextlib", "opaque",
         "opaque_vjp", "PLAN", "SYNAPSES", "INPUTS", "TARGETS", "LANES", "SMALLEST_BATCH", "Lanes", "aten", "math",
         "operator", "constants", "record", "wait", "lane", "self", "print", "device", "implicit", "implicit_key",
         "settle", "complete", "SHARED", "beside", "lay_out", "BESIDE", "unit",

@@ -18,6 +18,9 @@ _DECAYED = '''def sgd(store, name, delta, lr):
     store[name].mul_(1 - lr * {decay}).sub_(delta.to(store[name].device), alpha=lr)
 '''
 
+_SPLIT = "({synapses} if name in SYNAPSES else {decay})"
+"""A decay of synapses that is not that of parameters."""
+
 _STATE = '''
     def __init__(self):
         self.state = {}
@@ -74,11 +77,22 @@ adamw = AdamW()
 def optimiser_text(rates: Rates) -> str:
     """The definition of the optimiser, under its name in ``Rates``."""
     decay = repr(rates.weight_decay)
+    apart = rates.synapse_decay is not None
+    if apart:
+        decay = _SPLIT.replace("{synapses}", repr(rates.synapse_decay)).replace("{decay}", decay)
     if rates.optimizer == "sgd":
-        return _DECAYED.replace("{decay}", decay) if rates.weight_decay else _SGD
+        return _DECAYED.replace("{decay}", decay) if rates.weight_decay or apart else _SGD
     text = _MOMENTUM if rates.optimizer == "momentum" else _ADAMW
-    line = f" + {decay} * value" if rates.optimizer == "momentum" else f"\n        value.mul_(1 - lr * {decay})"
+    line = f"\n        value.mul_(1 - lr * {decay})"
+    if rates.optimizer == "momentum":  # torch.optim has the parameters' decay in the gradient
+        line = f" + {rates.weight_decay!r} * value"
+        if apart:
+            line = f"""
+        if name in SYNAPSES:
+            value.mul_(1 - lr * {rates.synapse_decay!r})
+        else:
+            delta = delta{line}"""
     numbers = {"momentum": rates.momentum, "first": rates.betas[0], "second": rates.betas[1], "eps": rates.eps}
     for name, number in numbers.items():
         text = text.replace(f"{{{name}}}", repr(number))
-    return text.replace("@decay@", line if rates.weight_decay else "")
+    return text.replace("@decay@", line if rates.weight_decay or apart else "")

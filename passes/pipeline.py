@@ -134,9 +134,11 @@ def _costs(
     units = unit_costs(regions, batch)
     if device == UNIT:
         return units
+    rule = "eq6" if options.rule == "mirror" else options.rule  # which fits edges of every length
     plain = replace(
-        options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False, synapse_memory=None, gpu_memory=None
-    )
+        options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False, synapse_memory=None,
+        gpu_memory=None, rule=rule,
+    )  # fmt: skip
     flat = replace(wire(regions, plain, units), device=device, batch=batch)
     return device_costs(priced(lower(flat, (*options.without, *TOGETHER))))
 

@@ -230,7 +230,7 @@ def drawing(tasks: TaskGraph) -> list[str]:
 
 
 def _draws(function: str) -> bool:
-    return function == "opaque" or draws(function)
+    return function in ("opaque", "rules.mirror.noise") or draws(function)
 
 
 def in_order(lanes: Mapping[int, Sequence[Action]], started: Sequence[str], drawn: Sequence[str]) -> list[Action]:

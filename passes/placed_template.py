@@ -166,5 +166,6 @@ def lanes_text(schedule: Schedule) -> str:
         return TOGETHER
     overlap = schedule.overlap
     text = LANES.replace("@left@\n", LEFT + "\n" if overlap else "\n")
-    text = text.replace("@end@\n", (OVERLAP if overlap else END) + "\n")
+    mirrors = any(edge.rule == "mirror" for edge in schedule.tasks.plan.edges)  # which never overlap
+    text = text.replace("@end@\n", (END if mirrors or not overlap else "") + (OVERLAP if overlap else "") + "\n")
     return text + PLACE + (JOIN if overlap else "")

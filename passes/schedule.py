@@ -11,13 +11,15 @@ After:   for every lane a queue, by list scheduling (in the unit-cost model the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from reclra_graph.ir.device import UNIT
 from reclra_graph.ir.homes import brought
 from reclra_graph.ir.schedule import Lane, Schedule, Slot
 from reclra_graph.ir.tasks import Task, TaskGraph
 from reclra_graph.passes.best_schedule import best_schedule
 from reclra_graph.passes.frees import with_frees
-from reclra_graph.passes.list_schedule import Job
+from reclra_graph.passes.list_schedule import Job, Placed
 from reclra_graph.passes.pipelined import pipelined
 from reclra_graph.passes.sync import host_order, synchronised
 from reclra_graph.passes.timetable import timetable, value_bytes
@@ -31,17 +33,23 @@ def schedule(tasks: TaskGraph, overlap: bool = False) -> Schedule:
         return pipelined(tasks, overlap)
     groups = _groups(tasks)
     placed = best_schedule(_jobs(tasks, groups), tasks.plan.gpus)
+    if not _timed(tasks):
+        placed = _with_the_loss_first(placed, _target(tasks, str(tasks.plan.regions.output)))
     slots = [Slot(name, item.lane, item.start, item.end) for name, item in placed.items()]
     slots.sort(key=lambda slot: (slot.start, slot.lane))
+    learning = [slot.group.partition(":") for slot in slots]
+    last = {region: f"{kind}:{region}" for kind, _, region in learning if kind in ("update", "mirror")}
     queues: dict[int, list[Task]] = {0: list(groups["forward"])}
     for slot in slots:
         if slot.group == "forward":
             continue
         queues.setdefault(slot.lane, []).extend(groups[slot.group])
-        kind, _, region = slot.group.partition(":")
-        # Synapses learn on the lane that owns them: with their region's update where it runs there, else at the end.
+        region = slot.group.partition(":")[2]
+        # Synapses learn on the lane that owns them: with their region's update, and behind its mirror, where these run
+        # there, else at the end.
         own = f"synapses:{region}"
-        if kind == "update" and own not in placed and placed[_target(tasks, region)].lane == slot.lane:
+        here = slot.group == last.get(region) and placed[_target(tasks, region)].lane == slot.lane
+        if here and own not in placed:
             queues[slot.lane].extend(groups.pop(own, ()))
     for name, members in groups.items():
         if name.startswith("synapses:") and name not in placed:
@@ -106,9 +114,19 @@ def _jobs(tasks: TaskGraph, groups: dict[str, list[Task]]) -> list[Job]:
                 if maker in after[name]
             )
             lane = 0 if name in ("forward", f"target:{tasks.plan.regions.output}", "buffers") else None
-            beside = near if kind == "synapses" else ""
+            if kind in ("synapses", "mirror"):
+                beside = near
+                after[name][near] = None
         jobs.append(Job(name, cost, tuple(after[name]), kind == "target", near, reads, lane, beside))
     return jobs
+
+
+def _with_the_loss_first(placed: dict[str, Placed], loss: str) -> dict[str, Placed]:
+    """The same on lanes by other numbers: the loss is on lane 0, as the forward pass is. (Readouts that others wait for
+    may have been placed before it.)"""
+    lane = placed[loss].lane
+    number = {lane: 0, 0: lane}
+    return {name: replace(item, lane=number.get(item.lane, item.lane)) for name, item in placed.items()}
 
 
 def _timed(tasks: TaskGraph) -> bool:

@@ -25,7 +25,7 @@ def displaced(plan: WiringPlan, edge: Edge, e: str, result: str, kind: TensorTyp
         factors = (Ref(f"E[{edge.synapse}.A]"), Ref(f"E[{edge.synapse}.B]"))
         name, args = "rules.synapse.lowrank_displace", (Ref(e), *factors, source.shape, target.shape)
     elif edge.form == "conv":
-        form = _convolution(plan, edge)
+        form = convolution_of(plan, edge)
         args = (Ref(e), synapse, form.stride, form.padding, form.output_padding, form.dilation, form.groups)
     elif edge.form == "token":
         args = (*args, source.axis, target.axis)
@@ -49,7 +49,7 @@ def learned(plan: WiringPlan, edge: Edge, e: str, d: str, delta: str, dtype: str
         shape = (rank_of(edge.form), source.units)
         name, args = "rules.synapse.lowrank_eq6", (Ref(f"E[{edge.synapse}.B]"), Ref(e), *numbers, source.shape)
     elif edge.form == "conv":
-        form = _convolution(plan, edge)
+        form = convolution_of(plan, edge)
         rest = (prod(source.shape[1:]), form.stride, form.padding, form.dilation, form.groups)
         args = (Ref(d), Ref(e), synapse, *numbers, *rest)
     elif edge.form == "token":
@@ -85,7 +85,8 @@ def low(plan: WiringPlan) -> tuple[tuple[str, Argument], ...]:
     return (("low", low),) if low else ()
 
 
-def _convolution(plan: WiringPlan, edge: Edge) -> Convolution:
+def convolution_of(plan: WiringPlan, edge: Edge) -> Convolution:
+    """The convolution whose transpose a synapse of the form "conv" is."""
     found = convolution(plan.regions, edge.source, edge.target)
     assert found is not None, edge
     return found

@@ -19,6 +19,7 @@ from math import prod
 from reclra_graph.ir.regions import Region, RegionGraph
 from reclra_graph.ir.wiring import Edge, matrices, matrix_bytes, total_bytes
 from reclra_graph.options import Options, Wired, known_form, rank_of
+from reclra_graph.rules.fit import default_rule
 from reclra_graph.rules.forms import fitting, item_bytes, new_edge, own_bytes, pick, shape
 
 _ANY = 1 << 62
@@ -68,16 +69,19 @@ class SynapseForms:
         """The edge with this form. Raises ValueError where the form does not fit."""
         found = self._edge_of.get((source, target, form))
         if found is None:
-            rule = self._rules.get(f"{source}->{target}", self.options.rule)
+            rule = self.rule(source, target)
             found = self._edge_of[source, target, form] = new_edge(self.regions, source, target, form, rule)
         return found
 
     def fitting(self, source: int, target: int, *forms: str) -> tuple[str, ...]:
         """All forms that fit an edge, richest first; low-rank ones only of these forms' ranks, or of the usual one."""
         ranks = [rank_of(form) for form in forms if rank_of(form)]
-        rule = self._rules.get(f"{source}->{target}", self.options.rule)
         offered = {"ranks": ranks} if ranks else {}
-        return fitting(self.regions, source, target, rule=rule, largest=_ANY, **offered)
+        return fitting(self.regions, source, target, rule=self.rule(source, target), largest=_ANY, **offered)
+
+    def rule(self, source: int, target: int) -> str:
+        """The learning rule of an edge."""
+        return self._rules.get(f"{source}->{target}") or default_rule(self.regions, source, self.options)
 
     def fits(self, source: int, target: int, form: str) -> bool:
         """Whether a form exists and fits an edge."""

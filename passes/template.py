@@ -23,6 +23,9 @@ d displacement, y target, e error, dW and db updates.
 """
 '''
 
+MIRRORS = """
+mirror(P, E, {inputs}) lets synapses learn from noise, by how the layers behind respond to it, and nothing else."""
+
 IMPORTS = """
 import contextlib
 import math

@@ -10,16 +10,18 @@ After:   error edges from the output to every region that learns, each with its 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.costs import Costs
 from reclra_graph.ir.regions import LOCAL, Region, RegionGraph
-from reclra_graph.ir.wiring import Loss, Rates, WiringPlan
-from reclra_graph.options import Options, Wired
+from reclra_graph.ir.wiring import Edge, Loss, Rates, WiringPlan
+from reclra_graph.options import Options, Wired, known_form
 from reclra_graph.passes.choose import Planner
 from reclra_graph.passes.costs import unit_costs
 from reclra_graph.passes.trees import supported
 from reclra_graph.passes.wired import model_problems, placement_problems
+from reclra_graph.rules.fit import REMEDY, form_fits, misfit
 from reclra_graph.rules.forms import asked_for
 from reclra_graph.rules.operators import STEPS, short
 
@@ -40,6 +42,9 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     planner = Planner(regions, options, costs, relays)
     choice = planner.choose()
     winner, edges = choice.row.candidate, choice.row.fitted.edges
+    problems = _rule_problems(regions, options, edges)
+    if problems:
+        raise ModelError(problems)
     idle = sorted(set(relays or ()) - set(winner.relays))
     if idle:
         cause = f"no region would hang on relay {idle[0]}: none that learns flows into it before another relay"
@@ -61,7 +66,22 @@ def _rates(options: Options) -> Rates:
     return Rates(
         options.beta, options.gamma, options.kappa, options.norm, options.sign, options.gain, options.optimizer,
         options.lr, options.momentum, options.betas, options.eps, options.weight_decay,
+        synapse_decay=options.synapse_decay, mirror_noise=options.mirror_noise,
     )  # fmt: skip
+
+
+def _rule_problems(regions: RegionGraph, options: Options, edges: tuple[Edge, ...]) -> list[Problem]:
+    """Edges whose rule does not fit them, and a form that was asked for and fits no rule given."""
+    found = []
+    for edge in edges:
+        wrong = misfit(regions, edge)
+        if wrong:
+            found.append(Problem("RG442", f"edge {edge.name} {wrong}", f"edge {edge.name}", REMEDY))
+    refused = [edge for edge in edges if known_form(options.synapse) and not form_fits(options.synapse, edge.rule)]
+    if refused and len(refused) == len(edges):
+        wrong = misfit(regions, replace(refused[0], form=options.synapse))
+        found.append(Problem("RG442", f"edge {refused[0].name} {wrong}", "synapse", REMEDY))
+    return found
 
 
 def _relays(regions: RegionGraph, options: Options) -> tuple[tuple[int, ...] | None, list[Problem]]:

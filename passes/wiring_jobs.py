@@ -39,10 +39,11 @@ def levels(outputs: Sequence[int], pairs: Pairs) -> dict[int, int]:
 
 
 def edge_cost(regions: RegionGraph, edge: Edge, costs: Costs) -> tuple[int, int]:
-    """(time of Eq. 3, time of Eq. 6) of one error synapse."""
+    """(time of Eq. 3, time of Eq. 6, or of what is learned instead) of one error synapse; a readout takes the synapse
+    both ways."""
     source, target = regions.regions[edge.source], regions.regions[edge.target]
     displace, learn = costs.synapse(source.shape, source.axis, target.shape, target.axis, edge.form)
-    return displace, learn if edge.rule != "fixed" else 0
+    return displace * (2 if edge.rule == "readout" else 1), learn if edge.rule != "fixed" else 0
 
 
 def step_time(
@@ -112,10 +113,11 @@ def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> li
     incoming: dict[int, list[int]] = {}
     moved: dict[int, int] = {}
     learned: dict[int, int] = {}
+    own = {edge.target for edge in edges if edge.rule == "readout"}
     for edge in edges:
         # All outputs get their errors at once, from the loss.
         sender = regions.output if edge.source in regions.outputs else edge.source
-        if sender not in incoming.setdefault(edge.target, []):
+        if edge.rule != "readout" and sender not in incoming.setdefault(edge.target, []):
             incoming[edge.target].append(sender)
         if costs.clock != "unit":
             displace, learn = edge_cost(regions, edge, costs)
@@ -131,13 +133,26 @@ def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> li
         if number == regions.output or number not in regions.outputs
     ]  # fmt: skip
     after = {number: f"target:{regions.output if number in regions.outputs else number}" for number in reached}
+    checked = (f"target:{regions.output}",) if own else ()  # nothing learns before the loss was looked at
     updates = [
-        Job(f"update:{number}", costs.update[number], (after[number],), urgent=False, near=after[number])
+        Job(
+            f"update:{number}",
+            costs.update[number],
+            tuple(dict.fromkeys((after[number], *checked))),
+            urgent=False,
+            near=after[number],
+        )
         for number in reached
         if regions.regions[number].learns
     ]
     synapses = [
-        Job(f"synapses:{number}", learned[number], (after[number],), urgent=False, near=after[number])
+        Job(
+            f"synapses:{number}",
+            learned[number],
+            tuple(dict.fromkeys((after[number], *checked))),
+            urgent=False,
+            near=after[number],
+        )
         for number in reached
         if learned.get(number)
     ]
@@ -157,7 +172,7 @@ def _handed_over(regions: RegionGraph, edges: Sequence[Edge], costs: Costs, jobs
     h, z and the errors that it hears, for an update the region's inputs and its own error. Synapses learn where their
     target was computed, which has all that they read."""
     inputs = _sources(regions.flow)
-    heard = _sources((edge.source, edge.target) for edge in edges)
+    heard = _sources((edge.source, edge.target) for edge in edges if edge.rule != "readout")
     sent = [costs.transfer(size) for size in costs.output_bytes]
     output = regions.output
     found = [Job("forward", sum(costs.forward), lane=0)]
@@ -191,7 +206,7 @@ def _placed(
     """The same behind a forward pass that visits every region where it lives, each job on the GPU of its region: what
     crosses are representations on their way forward, and errors."""
     inputs = _sources(regions.flow)
-    heard = _sources((edge.source, edge.target) for edge in edges)
+    heard = _sources((edge.source, edge.target) for edge in edges if edge.rule != "readout")
     sent = [costs.transfer(size) for size in costs.output_bytes]
     found = []
     for region in regions.regions:

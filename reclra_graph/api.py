@@ -57,6 +57,8 @@ def compile(  # named as torch.compile is
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    synapse_decay: float | None = None,
+    mirror_noise: float = 0.1,
     update: str = "analytic",
     strict: bool = False,
     seed: int = 0,
@@ -86,7 +88,9 @@ def compile(  # named as torch.compile is
         the GPU of every region if they shall have one, or a plan.json, edited or not.
     synapse_memory: what all error synapses may take, in bytes or as "2GiB"; forms that need less are chosen until they
         fit. By default four times the parameters or 256 MiB. gpu_memory: the same for each GPU and everything on it.
-    rule: learning of the error synapses, "eq6" or "fixed". beta, gamma: β and γ of the rule. kappa: region id → κ_i.
+    rule: learning of the error synapses, "eq6", "fixed", "dkp" (direct Kolen-Pollack), "mirror" (weight mirrors, see
+        ``CompiledStep.mirror``; ``mirror_noise``: σ of their noise) or "readout" (edges from outputs are readouts with
+        an error of their own, all others learn by "dkp"). beta, gamma: β and γ of the rule. kappa: region id → κ_i.
     norm: p = q of the discrepancy, 2 or 1. sign: of Eq. 6, "descend" or "printed". gain: divide e_i by β.
     loss: "cross-entropy" (classes in the last dimension of a sequence's output, [B, T, C], else in dimension 1),
         "causal-lm" (the same, each position predicting the next target), "mse" (half the squared distance) or
@@ -95,7 +99,7 @@ def compile(  # named as torch.compile is
     label_smoothing, ignore_index, class_weights: of the losses over classes, as torch.nn.functional has them.
     optimizer: of ``step(x, target)``, for parameters and synapses: "sgd", "momentum" or "adamw", as torch.optim has
         them, on each parameter's lane as soon as its update is there. lr, momentum, betas, eps, weight_decay: its
-        numbers.
+        numbers. synapse_decay: of the synapses, decoupled, in place of weight_decay.
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
     synapse: form of every error synapse that it fits: "dense", "implicit" (dense, but made anew from a seed wherever it
@@ -126,7 +130,8 @@ def compile(  # named as torch.compile is
         gpu_memory=gpu_memory, rule=rule, beta=beta, gamma=gamma, kappa=kappa, norm=norm,
         sign=sign, gain=gain, loss=loss, output=output, label_smoothing=label_smoothing, ignore_index=ignore_index,
         class_weights=class_weights, optimizer=optimizer, lr=lr, momentum=momentum, betas=betas,
-        eps=eps, weight_decay=weight_decay, update=update, strict=strict, seed=seed,
+        eps=eps, weight_decay=weight_decay, synapse_decay=synapse_decay, mirror_noise=mirror_noise, update=update,
+        strict=strict, seed=seed,
         synapse_entries=synapse_entries, synapse=synapse, frontend=frontend, micro_batches=micro_batches,
         placement=placement, overlap_steps=overlap_steps, without=without, recompute=recompute,
         memory_format=memory_format, autocast=autocast, device=device, profile=profile,

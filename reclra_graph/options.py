@@ -11,7 +11,7 @@ from typing import TypeAlias
 from reclra_graph.errors import Problem
 
 WIRINGS = ("auto", "flat", "chain", "blocks")
-SYNAPSE_RULES = ("eq6", "fixed")
+SYNAPSE_RULES = ("eq6", "fixed", "dkp", "mirror", "readout")
 FORMS = ("dense", "implicit", "lowrank(r)", "conv", "channel", "token")
 """Forms of an error synapse; r is a whole number of at least 1."""
 SIGNS = ("descend", "printed")
@@ -78,7 +78,8 @@ class Options:
     beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see ``reclra_graph.ir.wiring.Rates``. update: how
     regions learn, "analytic" where a closed form exists, or "local_vjp" everywhere but before step functions. strict:
     refuse local_vjp. optimizer: of parameters and synapses alike, as torch.optim has them; lr, momentum, betas, eps,
-    weight_decay: its numbers. seed: of the synapses.
+    weight_decay: its numbers. synapse_decay: of synapses alone, decoupled from their optimiser, in place of
+    weight_decay; None: as parameters. mirror_noise: σ of the rule "mirror". seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
     "token"). synapse: form of all error synapses that it fits, one of FORMS, or "auto".
     loss: one for the result named by ``output`` (None: "logits", "out", or the first), or (label, loss) pairs.
@@ -115,6 +116,8 @@ class Options:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    synapse_decay: float | None = None
+    mirror_noise: float = 0.1
     update: str = "analytic"
     strict: bool = False
     seed: int = 0
@@ -190,6 +193,8 @@ class Options:
         numbers = (
             ("beta", self.beta, True), ("gamma", self.gamma, False), ("lr", self.lr, False), ("eps", self.eps, False),
             ("momentum", self.momentum, False), ("weight_decay", self.weight_decay, False),
+            ("synapse_decay", 0.0 if self.synapse_decay is None else self.synapse_decay, False),
+            ("mirror_noise", self.mirror_noise, True),
         )  # fmt: skip
         for name, number, positive in numbers:
             if not _finite(number) or number < 0 or (positive and number == 0):

@@ -21,9 +21,11 @@ from torch.utils._pytree import tree_leaves
 from reclra_graph.ir.operators import OPAQUE, Operator, Ref, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
-from reclra_graph.ir.wiring import Edge, Loss, WiringPlan
+from reclra_graph.ir.wiring import Edge, WiringPlan
 from reclra_graph.options import rank_of
-from reclra_graph.rules import discrepancy, implicit, layout, loss, precision, rule, synapse, target
+from reclra_graph.reference_rules import ends, loss_of, outer_product, readout_error
+from reclra_graph.rules import discrepancy, implicit, layout, mirror, precision, rule, synapse, target
+from reclra_graph.rules.fit import OUTER
 from reclra_graph.rules.forms import Convolution, convolution, what_learns
 from reclra_graph.rules.operators import apply_chain, function, resolve
 from reclra_graph.rules.table import carry, update
@@ -43,6 +45,19 @@ def reference_step(
     parameters of their own that equal ``parameters``."""
     with torch.no_grad():
         return _Step(plan, parameters, synapses, inputs, y, modules or {}).run()
+
+
+def reference_mirror(
+    plan: WiringPlan,
+    parameters: dict[str, Tensor],
+    synapses: dict[str, Tensor],
+    inputs: Sequence[Tensor],
+    modules: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """Mirror mode: ``synapses`` whose rule is "mirror" learn from noise, with plain SGD and in place, and nothing else
+    does. The rest as for ``reference_step``."""
+    with torch.no_grad():
+        _Step(plan, parameters, synapses, inputs, {}, modules or {}).mirror()
 
 
 _Draws: TypeAlias = tuple[Tensor, Any, Any]
@@ -87,6 +102,7 @@ class _Step:
         self.displacements: dict[int, list[Tensor]] = {}
         self.deltas: dict[str, Tensor] = {}
         self.moved: dict[str, Tensor] = {}
+        self.noises: dict[int, Tensor] = {}
 
     def run(self) -> Tensor:
         """The step; returns its loss."""
@@ -95,8 +111,16 @@ class _Step:
         self.write()
         return loss
 
+    def mirror(self) -> None:
+        self.forward()
+        for edge in self.plan.edges:
+            if edge.rule == "mirror":
+                self._outer(edge, None)
+        for name, moved in self.moved.items():
+            self.synapses[name].add_(moved)
+
     def forward(self) -> None:
-        """Every value of the graph, in order."""
+        """The model's own operators; behind them, the noise of mirrors is drawn, region by region."""
         for operator in self.graph.operators:
             if operator.target == OPAQUE:
                 self.values[operator.name] = self._opaque(operator, self.values, {})
@@ -104,6 +128,8 @@ class _Step:
             args = [resolve(item, self.values, self.device) for item in operator.args]
             kwargs = {key: resolve(item, self.values, self.device) for key, item in operator.kwargs}
             self.values[operator.name] = function(operator.target)(*args, **kwargs)
+        for number in sorted({edge.target for edge in self.plan.edges if edge.rule == "mirror"}):
+            self.noises[number] = mirror.noise(self.values[self.regions[number].post])
 
     def recursion(self) -> Tensor:
         """The outputs' errors, and ``align`` from each; returns the loss."""
@@ -111,7 +137,8 @@ class _Step:
         outputs = [self.regions[number] for number in self.plan.regions.outputs]
         for output, kind in zip(outputs, self.plan.losses, strict=True):
             y = self.y[kind.label] if isinstance(self.y, Mapping) else self.y
-            value, error = self._loss(self.values[output.post], y, output, kind)
+            z = self.values[output.post].to(self._dtype(output.id))
+            value, error = loss_of(z, y, output, kind, self.batch)
             self.errors[output.id] = discrepancy.scaled(error, self.plan.rates.kappa_of(output.id))
             total = value if total is None else total + value
         for output in outputs:
@@ -132,22 +159,6 @@ class _Step:
             if buffer.updated is not None:
                 self.parameters[buffer.key].copy_(self.values[buffer.updated])
 
-    def _loss(self, z: Tensor, y: Tensor, output: Region, kind: Loss) -> tuple[Tensor, Tensor]:
-        place = (output.layout.dim, output.layout.before, output.layout.after)
-        z = layout.to_samples(z.to(self._dtype(output.id)), *place)
-        if y.dim() > 1:
-            y = layout.to_samples(y, *place)
-        if kind.classes:
-            form = (kind.axis, kind.smoothing, kind.ignore, kind.weights or None, kind.kind == "causal-lm")
-            positions = output.units // output.features
-            error = loss.cross_entropy_error(z, y, output.features, positions, *form, self.batch)
-            value = loss.cross_entropy(z, y, *form)
-        elif kind.kind == "mse":
-            value, error = loss.mse(z, y), loss.mse_error(z, y)
-        else:
-            value, error = loss.bce_with_logits(z, y), loss.bce_with_logits_error(z, y)
-        return value, layout.from_samples(error, *place)
-
     def _dtype(self, number: int) -> torch.dtype:
         """The dtype of a region's error."""
         found: torch.dtype = getattr(torch, self.plan.regions.error_type(number).dtype)
@@ -161,9 +172,15 @@ class _Step:
         e = e.to(self._dtype(self.plan.regions.output))
         for edge in self.plan.outgoing.get(source.id, ()):
             region = self.regions[edge.target]
-            sent = self._sent(edge, e, source, region)
+            arrives = e
+            if edge.rule == "readout":
+                z = self.values[region.post]
+                arrives = readout_error(self.plan, edge, z, self.y, self.synapses[edge.synapse], self.batch)
+            sent = self._sent(edge, arrives, source, region)
             if edge.rule == "eq6":
                 self._synapse(edge, sent, e, source, region)
+            elif edge.rule in OUTER:
+                self._outer(edge, arrives)
             d = layout.from_samples(sent, region.layout.dim, region.layout.before, region.layout.after)
             d = d.to(self._dtype(region.id))
             self.displacements.setdefault(region.id, []).append(d)
@@ -246,9 +263,17 @@ class _Step:
             first = d if edge.form == "dense" else self.synapses[name]
             axes = self._places(edge, source, region)
             delta = learn(first, e, *rate, source.shape, region.shape, *axes, low=self.low)
-        change = delta * (-rates.lr if rates.sign == "descend" else rates.lr)
+        self._move(name, delta * (-rates.lr if rates.sign == "descend" else rates.lr))
+
+    def _move(self, name: str, change: Tensor) -> None:
         held = self.moved.get(name)
         self.moved[name] = change if held is None else held + change
+
+    def _outer(self, edge: Edge, e: Tensor | None) -> None:
+        """Note the change of a synapse by a rule that knows nothing of E. ``e``: what it carried, if anything did."""
+        a, b = ends(self.plan, self.values, edge, self.noises.get(edge.target), e)
+        delta = outer_product(self.plan, edge, a, b, self.synapses[edge.synapse], self.batch)
+        self._move(edge.synapse, -self.plan.rates.lr * delta)
 
     def learn(self, region: Region) -> None:
         """Eq. 5 for every parameter of the region, or its local derivative where the plan says so."""

@@ -113,6 +113,8 @@ def _bar(schedule: Schedule, slot: Slot, span: Span, scale: float, y: float) -> 
         words = f"{'loss and error' if output else 'target and error'} of region {region}"
     elif kind == "synapses":
         label, words = f"E{region}", f"synapses into region {region}"
+    elif kind == "mirror":
+        label, words = f"E{region}", f"mirrors into region {region}"
     else:
         label, words = f"W{region}", f"{kind} of region {region}"
     x, wide = _LEFT + slot.start * scale, max(2.0, (slot.end - slot.start) * scale - 1)

@@ -146,6 +146,8 @@ def _rates(rates: Rates) -> dict[str, Json]:
         "betas": list(rates.betas),
         "eps": rates.eps,
         "weight_decay": rates.weight_decay,
+        "synapse_decay": rates.synapse_decay,
+        "mirror_noise": rates.mirror_noise,
     }
 
 

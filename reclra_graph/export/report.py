@@ -217,11 +217,13 @@ def _model(program: StepProgram, plan: WiringPlan) -> Iterator[str]:
         yield f"no loss   {', '.join(graph.unused)}"
     more = {"momentum": f", momentum {rates.momentum:g}", "adamw": f", betas {rates.betas}, eps {rates.eps:g}"}
     decay = f", weight decay {rates.weight_decay:g}" if rates.weight_decay else ""
+    decay += f", synapse decay {rates.synapse_decay:g}" if rates.synapse_decay is not None else ""
     yield f"optimizer {rates.optimizer}, lr {rates.lr:g}{more.get(rates.optimizer, '')}{decay}"
     kappa = "".join(f", kappa[{region}] {value:g}" for region, value in rates.kappa)
     gain = ", errors divided by beta" if rates.gain else ""
     scale = f"beta {rates.beta:g}, gamma {rates.gamma:g}"
-    yield f"rule      {scale}, p = q = {rates.norm}, Eq. 6 sign {rates.sign}{kappa}{gain}"
+    noise = f", mirror noise {rates.mirror_noise:g}" if any(edge.rule == "mirror" for edge in plan.edges) else ""
+    yield f"rule      {scale}, p = q = {rates.norm}, Eq. 6 sign {rates.sign}{kappa}{gain}{noise}"
     yield f"seed      {plan.seed}"
 
 

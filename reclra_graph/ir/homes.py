@@ -11,9 +11,9 @@ from reclra_graph.ir.tasks import Task, TaskGraph
 def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
     """The lane of every storage that lane 0 does not own.
 
-    A value lives where it is made, a synapse where its target is computed. Without a placement the model's parameters,
-    its inputs and the target are on lane 0; with one, parameters and buffers live where they are written, or else
-    where they are read first.
+    A value lives where it is made, a synapse where its target is computed, or where it learns if none is. Without a
+    placement the model's parameters, its inputs and the target are on lane 0; with one, parameters and buffers live
+    where they are written, or else where they are read first.
     """
     found = {name: lane_of.get(task.name, 0) for task in tasks.tasks for name in task.writes if "[" not in name}
     made: dict[int, int] = {}
@@ -22,7 +22,9 @@ def homes(tasks: TaskGraph, lane_of: Mapping[str, int]) -> dict[str, int]:
         if task.kind in kinds:
             made.setdefault(task.region, lane_of.get(task.name, 0))
     loss = lane_of.get("loss", 0)  # elsewhere an output's error is the loss's
-    found.update({f"E[{name}]": made.get(region, loss) for name, region in tasks.plan.owners.items()})
+    learned = {name: lane_of.get(task.name, 0) for task in tasks.tasks for name in task.writes if name[:2] == "E["}
+    for name, region in tasks.plan.owners.items():
+        found[f"E[{name}]"] = made.get(region, learned.get(f"E[{name}]", loss))
     found.update({f"E[{item.name}]": made.get(item.source, loss) for item in tasks.matrices.values()})
     if tasks.plan.placement:
         for task in tasks.tasks:

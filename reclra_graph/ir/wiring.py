@@ -60,7 +60,7 @@ class Matrix:
 
 def matrices(edges: Iterable[Edge]) -> dict[str, Matrix]:
     """The matrix through which each implicit edge that learns sends, by the edge's name."""
-    learning = [edge for edge in edges if edge.form == "implicit" and edge.rule != "fixed"]
+    learning = [edge for edge in edges if edge.form == "implicit" and edge.rule == "eq6"]
     runs = Counter(edge.synapse for edge in learning)
     found = {}
     for edge in learning:
@@ -148,6 +148,11 @@ class Rates:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    synapse_decay: float | None = None
+    """What every synapse that learns loses per step, times lr, whatever the optimiser; None: ``weight_decay``, as
+    parameters."""
+    mirror_noise: float = 0.1
+    """σ of the noise of the rule "mirror"."""
 
     def kappa_of(self, region: int) -> float:
         """κ of a region; 1 unless set."""

@@ -19,6 +19,7 @@ from reclra_graph.ir.operators import Ref
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
 from reclra_graph.options import Options, rank_of
+from reclra_graph.rules.fit import default_rule, form_fits
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import bound, padding_of, repeated
 
@@ -80,7 +81,7 @@ def fitting(
         found.append("conv")
     if positions:
         found.append("token" if -1 in (first.axis, second.axis) else "channel")
-    return tuple(found)
+    return tuple(form for form in found if form_fits(form, rule))
 
 
 def pick(regions: RegionGraph, source: int, target: int, options: Options) -> str:
@@ -88,7 +89,8 @@ def pick(regions: RegionGraph, source: int, target: int, options: Options) -> st
     over positions where dense would be too large."""
     asked = options.synapse
     ranks = (rank_of(asked),) if rank_of(asked) else ()
-    fit = fitting(regions, source, target, rule=options.rule, largest=options.synapse_entries, ranks=ranks)
+    rule = default_rule(regions, source, options)
+    fit = fitting(regions, source, target, rule=rule, largest=options.synapse_entries, ranks=ranks)
     if asked in fit:
         return asked
     first, second = regions.regions[source], regions.regions[target]

@@ -79,12 +79,26 @@ def conv_transpose(
     """``function``, one of torch.nn.functional's transposed convolutions, without a bias. e: [B, in, …]; weight:
     [in, out / groups, *kernel]."""
     rest = (None, stride, padding, output_padding, groups, dilation)
+    return _convolved(function, e, weight, rest, weight.shape[1], low)
+
+
+def conv_forward(
+    function: Any, x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...],
+    dilation: tuple[int, ...], groups: int, low: Low = None,
+) -> Tensor:  # fmt: skip
+    """``function``, one of torch.nn.functional's convolutions, without a bias. x: [B, in, …]; weight: [out, in /
+    groups, *kernel]."""
+    return _convolved(function, x, weight, (None, stride, padding, dilation, groups), weight.shape[0], low)
+
+
+def _convolved(function: Any, x: Tensor, weight: Tensor, rest: tuple[Any, ...], ends: int, low: Low) -> Tensor:
+    """A convolution whose weight leads to so many channels, or channels of a group: each sums over all the others."""
     if low is None:
-        return function(e, weight, *rest)  # type: ignore[no-any-return]
+        return function(x, weight, *rest)  # type: ignore[no-any-return]
     if low == "bfloat16":
-        return function(e.bfloat16(), weight.bfloat16(), *rest).float()  # type: ignore[no-any-return]
-    first, second = unit(e, weight.numel() / weight.shape[1]), unit(weight)
-    scaled = ((e * first).half(), (weight * second).half())
+        return function(x.bfloat16(), weight.bfloat16(), *rest).float()  # type: ignore[no-any-return]
+    first, second = unit(x, weight.numel() / ends), unit(weight)
+    scaled = ((x * first).half(), (weight * second).half())
     return function(*scaled, *rest).float() / first / second  # type: ignore[no-any-return]
 
 

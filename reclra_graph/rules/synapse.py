@@ -183,13 +183,13 @@ def _everywhere(d: Tensor, target: Shape, axis: int) -> Tensor:
     return d.reshape(-1, *shape).expand(-1, *target)
 
 
-def _pooled(e: Tensor, source: Shape, axis: int, sizes: Shape) -> tuple[Tensor, int]:
+def pooled(e: Tensor, source: Shape, axis: int, sizes: Shape) -> tuple[Tensor, int]:
     """e_j on the grid where E is applied, and the axis of its features then."""
     if sizes == places(source, axis):
         return e, axis
     pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(sizes) - 1]
-    pooled: Tensor = pool(e if axis == 0 else e.movedim(-1, 1), _sizes(sizes))
-    return pooled, 0
+    found: Tensor = pool(e if axis == 0 else e.movedim(-1, 1), _sizes(sizes))
+    return found, 0
 
 
 def _columns(e: Tensor, axis: int, sizes: Shape) -> Tensor:
@@ -209,17 +209,26 @@ def token_displace(
     low: Low = None,
 ) -> Tensor:
     """d_i = E_{j→i} e_j at every position. e: [B, *source]; returns [B, *target], a view where d repeats."""
+    return shared(e, synapse, synapse.T, source, target, source_axis, target_axis, low)
+
+
+def shared(
+    e: Tensor, left: Tensor, right: Tensor, source: Shape, target: Shape, source_axis: int, target_axis: int,
+    low: Low = None,
+) -> Tensor:  # fmt: skip
+    """The product of a shared ``left``, [features of target, features of source], and e, position by position;
+    ``right`` is its transpose."""
     there = places(target, target_axis)
     sizes = grid(places(source, source_axis), there)
     if not sizes:
-        return _everywhere(matmul(mean_over_positions(e, source, source_axis), synapse.T, low), target, target_axis)
-    e, axis = _pooled(e, source, source_axis, sizes)
+        return _everywhere(matmul(mean_over_positions(e, source, source_axis), right, low), target, target_axis)
+    e, axis = pooled(e, source, source_axis, sizes)
     repeats = len(sizes) == len(there) and sizes != there
     if target_axis == -1 and not repeats:
-        d = matmul(e if axis == -1 else _columns(e, axis, sizes).mT, synapse.T, low)
+        d = matmul(e if axis == -1 else _columns(e, axis, sizes).mT, right, low)
         done = sizes == there if axis == -1 else len(there) == 1
         return d if done else d.reshape(-1, *target)
-    d = matmul(synapse, _columns(e, axis, sizes), low)
+    d = matmul(left, _columns(e, axis, sizes), low)
     if not repeats:
         return d if len(there) == 1 else d.reshape(-1, *target)
     if len(sizes) > 1:
@@ -240,7 +249,7 @@ def token_eq6(
     rate = _rate(gamma, batch * prod(sizes) if sizes else batch, descend)
     few = features(source, source_axis) <= features(target, target_axis)
     if sizes:
-        e, axis = _pooled(e, source, source_axis, sizes)
+        e, axis = pooled(e, source, source_axis, sizes)
         e = (e if axis == -1 else _columns(e, axis, sizes).mT).flatten(0, -2)
     else:
         e = mean_over_positions(e, source, source_axis)

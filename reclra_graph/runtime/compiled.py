@@ -16,6 +16,7 @@ from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.schedule import Schedule
 from reclra_graph.ir.wiring import WiringPlan
 from reclra_graph.runtime.loader import load_source
+from reclra_graph.runtime.mirror_mode import mirror
 from reclra_graph.runtime.opaque_runs import in_training
 from reclra_graph.runtime.synapse_store import SynapseStore
 from reclra_graph.structure import arguments, at, called_as
@@ -138,6 +139,17 @@ class CompiledStep:
         dtypes, RG603 for classes out of range, RG604 where the loss or an input is not finite.
         """
         return self._run(inputs, kwargs, target, self.optimiser)
+
+    def mirror(self, inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Tensor:
+        """Let the synapses whose rule is "mirror" learn from noise, as they do in every step, and nothing else: the
+        mirror mode of Akrout et al. (2019), to be taken in turn with training steps, or before them. Parameters and
+        buffers stay as they are. Returns the mean square of what noise of deviation 1 would change (a 0-dim tensor).
+
+        Raises UsageError RG405 where no synapse has that rule, and StepError as a training step does.
+        """
+        given = [item.detach() for item in self._given(inputs, kwargs)]
+        self._same_device(given, [])
+        return mirror(self, given)
 
     def _given(self, inputs: Any, keywords: Mapping[str, Any] | None) -> list[Tensor]:
         """The tensors that the graph takes, from the arguments of a call."""

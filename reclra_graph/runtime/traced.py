@@ -171,9 +171,11 @@ def instead(names: dict[str, Any], **others: Any) -> Iterator[None]:
 
 def optimiser_for(step: CompiledStep, remembered: dict[str, Tensor]) -> Any:
     """The step's own optimiser with another memory, for a rate that is a tensor."""
-    decay = step.plan.rates.weight_decay
+    rates = step.plan.rates
 
     def sgd(store: dict[str, Tensor], name: str, delta: Tensor, lr: Tensor) -> None:
+        apart = rates.synapse_decay is not None and name in step.module.SYNAPSES
+        decay = rates.synapse_decay if apart else rates.weight_decay
         kept = store[name] - lr * decay * store[name] if decay else store[name]
         store[name].copy_(kept - lr * delta)
 

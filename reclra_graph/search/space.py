@@ -28,7 +28,7 @@ class Space:
 
     wirings: tuple[str, ...] = ("auto", "flat", "blocks", "chain")
     synapses: tuple[str, ...] = ("auto", "dense", "lowrank(16)")
-    rules: tuple[str, ...] = SYNAPSE_RULES
+    rules: tuple[str, ...] = ("eq6", "fixed")
     gains: tuple[bool, ...] = (False, True)
     beta: tuple[float, float] = (0.01, 1.0)
     gamma: tuple[float, float] = (0.001, 1.0)

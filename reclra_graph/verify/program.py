@@ -42,7 +42,9 @@ def program_problems(program: StepProgram) -> Iterator[Problem]:
     if len(steps) != 1:
         yield Problem("RG501", "the emitted file has no step function", "step.py")
         return
-    yield from _bindings(tree, steps[0])
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name in ("step", "mirror"):
+            yield from _bindings(tree, node)
     lines = dict(program.lines)
     for task in program.schedule.tasks.tasks:
         line = lines.get(task.name, 0)

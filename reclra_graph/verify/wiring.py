@@ -10,6 +10,7 @@ import networkx as nx
 from reclra_graph.errors import Problem
 from reclra_graph.ir.wiring import Edge, WiringPlan
 from reclra_graph.options import SYNAPSE_RULES, UPDATES, known_form
+from reclra_graph.rules.fit import misfit
 from reclra_graph.rules.forms import own_bytes, shape
 
 
@@ -110,3 +111,6 @@ def _shape(plan: WiringPlan, edge: Edge) -> Iterator[Problem]:
     size = 8 if plan.regions.graph.types[plan.regions.regions[edge.target].pre].dtype == "float64" else 4
     if edge.bytes != own_bytes(edge.form, edge.shape, size):
         yield Problem("RG501", f"synapse {edge.name} takes {edge.bytes} bytes in the plan", place)
+    wrong = misfit(plan.regions, edge)
+    if wrong:
+        yield Problem("RG404", f"edge {edge.name} {wrong}", place)

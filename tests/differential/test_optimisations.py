@@ -50,10 +50,14 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mlp", {"wiring": "flat", "rule": "fixed", "kappa": ((2, 0.5),), "gain": True}),
     ("mlp", {"wiring": "flat", "gpus": 3}),
     ("mlp", {"wiring": "flat", "micro_batches": 2}),
+    ("mlp", {"wiring": "flat", "rule": "dkp", "optimizer": "momentum"}),
+    ("mlp", {"wiring": ("5->4", "5->3", "4->2", "4->1"), "rule": "readout"}),
+    ("mlp", {"wiring": "chain", "rule": "mirror", "optimizer": "adamw"}),
     ("wide mlp", {"wiring": "flat", "optimizer": "momentum"}),
     ("cnn", {"wiring": "flat", "synapse": "dense"}),
     ("cnn", {"wiring": "blocks", "gpus": 2}),
     ("transformer", {"wiring": "flat", "synapse": "dense"}),
+    ("transformer", {"wiring": "flat", "synapse": "dense", "rule": "readout"}),
     ("transformer", {"wiring": "flat", "synapse": "token", "optimizer": "adamw"}),
     ("transformer", {"wiring": "chain", "gpus": 3, "rule": "fixed", "synapse": "dense"}),
 )
@@ -92,7 +96,10 @@ def programs(options: rg.Options, plan: WiringPlan) -> Iterator[tuple[tuple[str,
 def after(model: nn.Module, program: Any, size: int) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Losses of some steps, and all that they have changed."""
     step = CompiledStep(copy.deepcopy(model), program, {})
-    losses = [step(*batch_for(step, size, seed)) for seed in range(STEPS)]
+    losses = []
+    for seed in range(STEPS):
+        torch.manual_seed(seed)  # of the noise of mirrors
+        losses.append(step(*batch_for(step, size, seed)))
     return losses, {**step.storage(), **{f"E.{key}": value for key, value in step.synapses.items()}}
 
 
@@ -114,6 +121,7 @@ def by_reference(model: nn.Module, program: Any, size: int) -> tuple[list[Tensor
     for seed in range(STEPS):
         inputs, target = batch_for(step, size, seed)
         moved = [{key: value.clone() for key, value in held.items()} for held in (P, E)]
+        torch.manual_seed(seed)
         losses.append(reference_step(plain, *moved, inputs, target))
         for held, key in moving:
             held[key].grad = held[key] - moved[held is E][key]
@@ -147,7 +155,7 @@ def test_every_combination_is_the_same_step(net: str, given: dict[str, Any]) -> 
 
 def test_every_optimisation_changes_some_step() -> None:
     changing = set()
-    for net, given in (CASES[0], CASES[10]):
+    for net, given in (CASES[0], ("transformer", {"wiring": "flat", "synapse": "dense"})):
         _, _, plan = planned(net, given)
         whole = lower(plan)
         changing |= {name for name in OPTIMISATIONS if lower(plan, (name,)) != whole}

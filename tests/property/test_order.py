@@ -57,7 +57,7 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
             "gain": st.booleans(),
             "sign": st.sampled_from(("descend", "printed")),
             "update": st.sampled_from(("analytic", "local_vjp")),
-            "rule": st.sampled_from(("eq6", "fixed")),
+            "rule": st.sampled_from(("eq6", "fixed", "dkp", "readout")),
             "synapse_entries": st.sampled_from((1, 1 << 22)),
         }
     ),

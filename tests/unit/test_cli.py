@@ -78,7 +78,7 @@ def test_options_reach_the_plan(reclra: Call) -> None:
     arguments = (
         "--gpus 3 --wiring 3->2,2->1 --rule fixed --beta 0.25 --gamma 0.5 --norm 1 --sign printed --gain --loss mse "
         "--optimizer adamw --lr 0.05 --betas 0.8,0.9 --eps 1e-6 --weight-decay 0.1 --momentum 0.5 "
-        "--update analytic --strict --seed 7 --input 6x4 --out o"
+        "--synapse-decay 0.2 --mirror-noise 0.3 --update analytic --strict --seed 7 --input 6x4 --out o"
     )
     result = reclra("compile", write(MLP), *arguments.split(), "--json")
     assert result.status == 0, result.out
@@ -90,6 +90,7 @@ def test_options_reach_the_plan(reclra: Call) -> None:
     assert plan["rates"] == {
         "beta": 0.25, "gamma": 0.5, "kappa": [], "norm": 1, "sign": "printed", "gain": True,
         "optimizer": "adamw", "lr": 0.05, "momentum": 0.5, "betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.1,
+        "synapse_decay": 0.2, "mirror_noise": 0.3,
     }  # fmt: skip
     assert plan["outputs"] == [
         {"label": "output", "region": 3, "loss": "mse", "smoothing": 0.0, "ignore": None, "weights": []}

@@ -68,6 +68,38 @@ def test_it_is_torchs_own(name: str) -> None:
     assert alike(step, plain)
 
 
+@pytest.mark.parametrize(
+    ("options", "decayed"),
+    [({}, False), ({"weight_decay": 0.2}, True), ({"optimizer": "momentum", "weight_decay": 0.2}, True),
+     ({"optimizer": "adamw", "lr": 0.01}, False), ({"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.2}, True)],
+    ids=str,
+)  # fmt: skip
+def test_synapses_may_have_a_decay_of_their_own(options: dict[str, Any], decayed: bool) -> None:
+    """(1 - lr decay) E takes E's place, whatever the optimiser; parameters go on as without, and so does the traced
+    step."""
+    plain, step, twin = (compiled(**options, synapse_decay=decay, rule="dkp") for decay in (None, 0.3, 0.3))
+    rate = torch.tensor(step.lr, dtype=torch.float64)
+    found = traced(twin, [batch()[0]], batch()[1], rate)
+    start = {name: value.clone() for name, value in step.synapses.items()}
+    inputs, target = batch()
+    for one in (plain, step):
+        one(inputs, target)
+    flat = flat_tensors(twin, [inputs], [target], rate)
+    with torch.no_grad():
+        found.module(*[flat[index] for index in found.used])
+    assert alike(step, twin)
+    for (key, mine), theirs in zip(step.model.named_parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, msg=key)
+    for name, value in step.synapses.items():
+        moved = plain.synapses[name] - start[name]
+        if decayed:  # by torch.optim's own way, the same in a first step
+            moved += step.lr * 0.2 * start[name]
+        torch.testing.assert_close(value, (1 - step.lr * 0.3) * start[name] + moved, rtol=1e-12, atol=1e-14)
+    again = compiled(**options, synapse_decay=0.3, rule="fixed")
+    again(inputs, target)
+    assert all(same(value, start[name]) for name, value in again.synapses.items()), "what never learns never decays"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_a_part_of_the_traced_step(name: str) -> None:
     step, twin = compiled(**CASES[name][0]), compiled(**CASES[name][0])

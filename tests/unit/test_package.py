@@ -33,6 +33,7 @@ RANK = {
     "verify": 4,
     "pconv": 4,
     "export": 5,
+    "reference_rules": 5,
     "runtime": 6,
     "reference": 6,
     "passes": 7,
