@@ -48,6 +48,12 @@ class Lowering:
     """What a batch gives to an edge, [B, units of the target], by the edge's name."""
     groups: dict[int, Any] = field(default_factory=dict)
     """Layers that are updated together (``passes.group.Member``), by the region that is updated last of them."""
+    back: dict[tuple[int, int], str] = field(default_factory=dict)
+    """What arrives at z_i over all adjoint edges from one region, by (source, target), in the target's own layout."""
+    uses: dict[int, list[Any]] = field(default_factory=dict)
+    """The weighted operators that errors went back over (``passes.send_back.Use``), by source."""
+    deltas: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    """All contributions to what is learned, as (name, the region that made it), by store: ``P[key]``, ``E[name]``."""
     moved: dict[str, str] = field(default_factory=dict)
     """An edge's share of d_i by the edge's name, where it is written down."""
 

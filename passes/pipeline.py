@@ -18,7 +18,7 @@ from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.tasks import TaskGraph
-from reclra_graph.options import TOGETHER, Options
+from reclra_graph.options import MIRRORING, TOGETHER, Options
 from reclra_graph.passes.autocast import autocast
 from reclra_graph.passes.capture import capture
 from reclra_graph.passes.costs import batch_size, device_costs, unit_costs
@@ -135,8 +135,10 @@ def _costs(
     if device == UNIT:
         return units
     plain = replace(
-        options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False, synapse_memory=None, gpu_memory=None
-    )
+        options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False, synapse_memory=None, gpu_memory=None,
+        rule="fixed" if options.rule in MIRRORING else options.rule,
+        synapse="auto" if options.synapse == "adjoint" else options.synapse,
+    )  # fmt: skip
     flat = replace(wire(regions, plain, units), device=device, batch=batch)
     return device_costs(priced(lower(flat, (*options.without, *TOGETHER))))
 
