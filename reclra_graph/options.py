@@ -38,7 +38,8 @@ class Wired:
 
     ``place`` names the file. ``edges`` are ``"9->5"``; ``forms``, ``rules`` and ``shapes`` hold (edge, what the file
     says of its synapse) where it says so. ``model`` is the digest of the regions that a plan.json was made for, or
-    empty. ``placement``: (region, GPU), where the file says which region lives where.
+    empty. ``placement``: (region, GPU), where the file says which region lives where. ``branches``: (edge, numbers of
+    its branches), where the file lists them one by one; their rules and shapes go by names such as ``"9->5.2"``.
     """
 
     place: str
@@ -48,6 +49,7 @@ class Wired:
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     model: str = ""
     placement: tuple[tuple[int, int], ...] = ()
+    branches: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 Wiring: TypeAlias = str | tuple[str, ...] | Wired

@@ -28,7 +28,7 @@ class Space:
 
     wirings: tuple[str, ...] = ("auto", "flat", "blocks", "chain")
     synapses: tuple[str, ...] = ("auto", "dense", "lowrank(16)")
-    rules: tuple[str, ...] = SYNAPSE_RULES
+    rules: tuple[str, ...] = ("eq6", "fixed")
     gains: tuple[bool, ...] = (False, True)
     beta: tuple[float, float] = (0.01, 1.0)
     gamma: tuple[float, float] = (0.001, 1.0)
@@ -66,7 +66,7 @@ class Space:
             drawn[name] = low if low == high else trial.suggest_float(name, low, high, log=True)
         low, high = self.gamma
         if drawn["rule"] == "fixed":
-            drawn["gamma"] = Options().gamma  # which the rule does not read
+            drawn["gamma"] = Options().synapse_rate  # which the rule does not read
         else:
             drawn["gamma"] = low if low == high else trial.suggest_float("gamma", low, high, log=True)
         return drawn
