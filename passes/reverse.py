@@ -58,10 +58,10 @@ def left_out(regions: RegionGraph, pairs: Collection[tuple[int, int]]) -> str:
     """The connections of the forward pass that a reverse wiring has no edge, or not every branch, against, in a few
     words; nothing where there are none."""
     found = ways(regions)
-    senders = sorted({source for source, _ in pairs} | set(regions.outputs), reverse=True)
+    hearing = sorted({*regions.outputs, *(target for _, target in pairs)}, reverse=True)
     lost = [
         f"from region {source} to region {target}, since {cause}"
-        for source in senders
+        for source in hearing
         for target, (cause, _) in sorted(found.of(source).blocked.items())
         if target
     ]

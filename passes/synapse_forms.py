@@ -67,8 +67,8 @@ class SynapseForms:
         self._others: dict[tuple[int, int], tuple[Edge, ...]] = {}
 
     def edge(self, source: int, target: int, form: str) -> Edge:
-        """The edge with this form; for all branches of an adjoint one, without their shapes. Raises ValueError where the
-        form does not fit."""
+        """The edge with this form; for all branches of an adjoint one together, without their shapes. Raises ValueError
+        where the form does not fit."""
         found = self._edge_of.get((source, target, form))
         if found is None and form == ADJOINT:
             size = sum(edge.bytes for edge in self.adjoint([(source, target)]))

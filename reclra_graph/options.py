@@ -79,8 +79,9 @@ class Options:
     where that is more, kept as far as dense and shared synapses can. gpu_memory: bytes that each GPU has for
     parameters, activations, synapses and their updates; None: no limit. rule: learning rule of the error synapses.
     beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see ``reclra_graph.ir.wiring.Rates``; gamma
-    None: what suits the rule (``synapse_rate``). update: how regions learn, "analytic" where a closed form exists, or "local_vjp" everywhere but before step functions. strict:
-    refuse local_vjp. optimizer: of parameters and synapses alike, as torch.optim has them; lr, momentum, betas, eps,
+    None: what suits the rule (``synapse_rate``). update: how regions learn, "analytic" where a closed form exists, or
+    "local_vjp" everywhere but before step functions. strict: refuse local_vjp, and derivatives over which errors go
+    back. optimizer: of parameters and synapses alike, as torch.optim has them; lr, momentum, betas, eps,
     weight_decay: its numbers. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
     "token"). synapse: form of all error synapses that it fits, one of FORMS, or "auto".
@@ -203,8 +204,8 @@ class Options:
             choices = ", ".join(repr(item) for item in ("auto", *FORMS))
             found.append(Problem("RG405", f"synapse is {self.synapse!r}", "synapse", f"Choose one of {choices}."))
         numbers = (
-            ("beta", self.beta, True), ("gamma", self.synapse_rate, False), ("lr", self.lr, False), ("eps", self.eps, False),
-            ("momentum", self.momentum, False), ("weight_decay", self.weight_decay, False),
+            ("beta", self.beta, True), ("gamma", self.synapse_rate, False), ("lr", self.lr, False),
+            ("eps", self.eps, False), ("momentum", self.momentum, False), ("weight_decay", self.weight_decay, False),
         )  # fmt: skip
         for name, number, positive in numbers:
             if not _finite(number) or number < 0 or (positive and number == 0):

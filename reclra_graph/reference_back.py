@@ -21,8 +21,19 @@ from reclra_graph.rules import adjoint as adjoint_rules
 from reclra_graph.rules import precision
 from reclra_graph.rules.operators import function, resolve, short
 from reclra_graph.rules.table import NORMS
-from reclra_graph.rules.way_back import CARRIED, PART, SYNAPSE, WEIGHTED, adjoint, carried, outer, positions
-from reclra_graph.rules.way_back import sign_scale, ways, weight_value
+from reclra_graph.rules.way_back import (
+    CARRIED,
+    PART,
+    SYNAPSE,
+    WEIGHTED,
+    adjoint,
+    carried,
+    outer,
+    positions,
+    sign_scale,
+    ways,
+    weight_value,
+)
 
 Run = Callable[[Call, Tensor, Mapping[str, Any]], Tensor]
 """Runs a call on an error, with further values by name."""

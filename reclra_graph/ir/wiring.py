@@ -23,9 +23,10 @@ class Edge:
     convolution that reads z of the target on the way to h of the source. ``"lowrank(r)"`` and ``"implicit"``: the shape
     of the dense synapse that they stand for. ``"adjoint"``: the adjoint of the connection from z of the target to h of
     the source, E in the place of ``weight``, whose shape it has; () where the connection has no weight, and so no E.
-    ``bytes`` counts what is stored for this edge alone; see ``matrices`` for what implicit synapses share. ``rule`` is the synapse's own learning rule. ``shared`` names the edge whose synapse
-    this one uses too: a layer that runs several times, as over the steps of a sequence, hears its errors through the
-    same synapse each time; so do all adjoint edges of one weight.
+    ``bytes`` counts what is stored for this edge alone; see ``matrices`` for what implicit synapses share. ``rule`` is
+    the synapse's own learning rule. ``shared`` names the edge whose synapse this one uses too: a layer that runs
+    several times, as over the steps of a sequence, hears its errors through the same synapse each time; so do all
+    adjoint edges of one weight.
 
     ``weight``: of an adjoint edge, the key of the forward weight that it mirrors; "" for none. ``branch``: its number,
     from 1, where several adjoint edges join the same two regions, as against a layer and against the skip around it; 0

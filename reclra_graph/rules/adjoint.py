@@ -1,4 +1,4 @@
-"""Error synapses against a connection of the forward pass: the adjoint of its weighted operator, E in the weight's place.
+"""Error synapses against a connection of the forward pass: the adjoint of its layer, E in the place of the weight.
 
 With E = W these are the operators' input gradients, so that an error goes back as backpropagation sends it, but for
 φ′. E has the weight's own layout. What stands between the operator and h_j, or between z_i and the operator, is passed

@@ -22,8 +22,8 @@ from reclra_graph.ir.wiring import Edge, Matrix, WiringPlan
 from reclra_graph.options import Options, rank_of
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import bound, padding_of, repeated
-from reclra_graph.rules.way_back import ways
 from reclra_graph.rules.way_back import fan_in as weight_fan_in
+from reclra_graph.rules.way_back import ways
 
 KEY = 2
 """Integers in the key of an implicit synapse."""

@@ -9,8 +9,8 @@ Errors go back over each operator of the connection, from h_j on:
 | ``traced`` | any other operator without a weight (attention's product, a mean) | its own adjoint or derivative |
 | ``part`` | the taking of one part out of a tuple | to that part's place |
 
-All paths between h_j and z_i over one weight are one branch, and those over none another; displacements add. No way leads
-over two weights, an operator that is kept whole, or a step function: ``Way.blocked`` says so.
+All paths between h_j and z_i over one weight are one branch, and those over none another; displacements add. No way
+leads over two weights, an operator that is kept whole, or a step function: ``Way.blocked`` says so.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ _FACTORS = {
 """Operators with a closed adjoint: the names of their data and of their weight."""
 _PRODUCTS = {*_FACTORS, "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "einsum", "bilinear", "_trilinear"}
 _LINEAR = {
-    "mean", "sum", "select", "slice", "split", "split_with_sizes", "unbind", "chunk", "expand", "repeat", "flip", "roll",
-    "constant_pad_nd", "pad", "index_select", "unfold", "narrow", "cumsum", "diagonal", "tril", "triu", "add", "sub",
-    "avg_pool1d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool3d", "upsample_nearest1d",
-    "upsample_nearest2d", "upsample_bilinear2d", "copy", "as_strided", "t", "swapaxes", "movedim", "squeeze",
-    "index_put", "select_scatter", "slice_scatter", "to", "_to_copy", "stack", "cat", "pixel_shuffle", "masked_fill",
+    "mean", "sum", "select", "slice", "split", "split_with_sizes", "unbind", "chunk", "expand", "repeat", "flip",
+    "roll", "constant_pad_nd", "pad", "index_select", "gather", "unfold", "narrow", "cumsum", "diagonal", "tril",
+    "triu", "add", "sub", "avg_pool1d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool3d", "max_pool1d",
+    "max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "copy", "as_strided", "t",
+    "swapaxes", "movedim", "squeeze", "index_put", "select_scatter", "slice_scatter", "to", "_to_copy", "stack", "cat",
+    "pixel_shuffle", "masked_fill",
 }  # fmt: skip
-"""Operators that are linear in their data: what is traced for them is an exact adjoint, and no derivative."""
+"""Operators that are linear in their data, given what they select: their traced adjoint takes no φ′."""
 
 
 @dataclass(frozen=True)
@@ -280,9 +281,7 @@ def adjoint(operator: Operator, graph: OperatorGraph) -> Call | None:
     more = [
         n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, (s, p, d, k) in zip(there, here, windows, strict=True)
     ]
-    return Call(
-        "rules.synapse.conv_displace", (ERROR, SYNAPSE, stride, padding, tuple(more), dilation, args["groups"])
-    )
+    return Call("rules.synapse.conv_displace", (ERROR, SYNAPSE, stride, padding, tuple(more), dilation, args["groups"]))
 
 
 def outer(operator: Operator, graph: OperatorGraph, value: str, given: Argument) -> Call | None:
@@ -318,7 +317,7 @@ def feeds(operator: Operator, graph: OperatorGraph) -> int:
 
 def sign_scale(operator: Operator, graph: OperatorGraph) -> float:
     """s of E = s sign(W): √(2 / (k² C_out)), or √(2 / out) for a dense layer."""
-    return round(sqrt(2 / feeds(operator, graph)), 9)
+    return sqrt(2 / feeds(operator, graph))
 
 
 def fan_in(operator: Operator, graph: OperatorGraph) -> float:

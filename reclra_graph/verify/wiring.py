@@ -110,14 +110,18 @@ def _adjoint(plan: WiringPlan) -> Iterator[Problem]:
         elif edge.branch or edge.weight:
             yield Problem("RG501", f"edge {edge.name} is {edge.form}, and yet the branch of a connection", place)
         elif edge.rule in MIRRORING:
-            yield Problem("RG442", f"edge {edge.name} is {edge.form}, and has no weight for the rule {edge.rule}", place)
+            yield Problem(
+                "RG442", f"edge {edge.name} is {edge.form}, and has no weight for the rule {edge.rule}", place
+            )
     item = 8 if plan.regions.synapse_dtype == "float64" else 4
     for (source, target), edges in pairs.items():
         branches = ways(plan.regions).branches(source, target)
         numbers = range(1, len(branches) + 1) if len(branches) > 1 else [0] * len(branches)
         wanted = {number: item.weight for number, item in zip(numbers, branches, strict=True)}
         if not branches:
-            yield Problem("RG404", f"no error can go back from region {source} to region {target}", f"edge {source}->{target}")
+            yield Problem(
+                "RG404", f"no error can go back from region {source} to region {target}", f"edge {source}->{target}"
+            )
         elif {edge.branch: edge.weight for edge in edges} != wanted:
             cause = f"the branches from region {source} to region {target} are not those of the connection"
             yield Problem("RG501", cause, f"edge {source}->{target}")

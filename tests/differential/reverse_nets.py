@@ -97,7 +97,7 @@ class SmallViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.patch(x).flatten(2).transpose(1, 2)
-        z = torch.cat([self.token.expand(len(z), -1, -1), z], 1) + self.places
+        z = torch.cat([self.token.expand(z.shape[0], -1, -1), z], 1) + self.places
         logits: Tensor = self.head(self.norm(self.block(z))[:, 0])
         return logits
 
