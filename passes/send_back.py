@@ -110,7 +110,7 @@ class _Back:
 
     def _over(self, operator: Operator, links: list[Link], arrived: Arrived) -> None:
         """Over one operator, to every value that it reads on the way."""
-        kinds = {None: operator.type, **dict(enumerate(operator.types))}
+        kinds = _kinds(operator)
         errors = {
             part: self._total(names, self.state.raised(kinds.get(part)), f"e{self.region.id}_sum")
             for part, names in arrived.items()
@@ -172,7 +172,7 @@ class _Back:
 
     def _traced(self, operator: Operator, wanted: tuple[str, ...], errors: dict[int | None, str]) -> None:
         """PyTorch's derivative of an operator, in the operator's own precision."""
-        kinds = {None: operator.type, **dict(enumerate(operator.types))}
+        kinds = _kinds(operator)
         unlike = [part for part, name in errors.items() if self.dtypes[name] != getattr(kinds[part], "dtype", "")]
         given = list(errors.items())
         for some in [[item] for item in given] if unlike else [given]:
@@ -281,6 +281,13 @@ class _Back:
 
         results = tuple(name.removeprefix(FRESH) for name in call.results)
         return Call(call.function, put(call.args), put(call.kwargs), results, call.types, call.unpack)
+
+
+def _kinds(operator: Operator) -> dict[int | None, TensorType | None]:
+    """Type of an operator's result, or of each part of its tuple."""
+    found: dict[int | None, TensorType | None] = {None: operator.type}
+    found.update(enumerate(operator.types))
+    return found
 
 
 # -- what synapses learn ----------------------------------------------------------------------------------------------

@@ -230,6 +230,7 @@ def _read_edge(item: object, ids: set[int] | None) -> Edge | str:
     for key in ("source", "target"):
         if ids is not None and item[key] not in ids:
             return f"its {key} {item[key]} is no region of the plan"
-    given = [item[key] for key in ("source", "target", "form", "rule")]
-    more = (item["bytes"], item["shared"], item.get("branch", 0), item.get("weight", ""))
-    return Edge(*given, tuple(shape), *more)
+    return Edge(
+        item["source"], item["target"], item["form"], item["rule"], tuple(shape), item["bytes"], item["shared"],
+        item.get("branch", 0), item.get("weight", ""),
+    )  # fmt: skip

@@ -336,8 +336,8 @@ def positions(operator: Operator, graph: OperatorGraph) -> int:
     apart in it."""
     assert operator.type is not None
     features = operator.type.shape[1 if short(operator.target).startswith("conv") else -1]
-    units = prod(graph.sample_shape(operator.name) or (features,))
-    return units // int(features)
+    sizes = graph.sample_shape(operator.name)
+    return prod(sizes) // int(features) if sizes else 1
 
 
 def _numbers(items: Collection[object]) -> tuple[int, ...]:
