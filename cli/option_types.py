@@ -65,7 +65,10 @@ SynapseMemory = Annotated[
 GpuMemory = Annotated[str | None, typer.Option(help="What each GPU can hold, such as 80GB.", show_default=False)]
 Rule = Annotated[str, typer.Option(help=f"How error synapses learn: {_one_of(SYNAPSE_RULES)}.")]
 Beta = Annotated[float, typer.Option(help="Scale of the displacement of a pre-activation.")]
-Gamma = Annotated[float, typer.Option(help="Rate of the error synapses.")]
+Gamma = Annotated[
+    float | None,
+    typer.Option(help="Rate of the error synapses; else what suits their rule.", show_default="0.01, or 1 for kp"),
+]
 Kappa = Annotated[str | None, typer.Option(help="Coefficients of regions by id, such as 3=0.5,7=2.")]
 Norm = Annotated[int, typer.Option(help="p = q of the discrepancy: 1 or 2.")]
 Sign = Annotated[str, typer.Option(help=f"Sign of the synapses' update: {_one_of(SIGNS)}.")]

@@ -26,6 +26,7 @@ from reclra_graph.passes.bottlenecks import narrow_cuts, narrow_dominators
 from reclra_graph.passes.gpu_memory import Shares, room, shares
 from reclra_graph.passes.improve import Search
 from reclra_graph.passes.place import divided, handed_over
+from reclra_graph.passes.reverse import left_out, reverse
 from reclra_graph.passes.synapse_forms import OTHER, OVER, Fitted, SynapseForms
 from reclra_graph.passes.trees import (
     Parents,
@@ -95,7 +96,7 @@ class Planner:
         self.forms = SynapseForms(regions, options)
         self.limited = options.synapse_memory is not None or options.gpu_memory is not None
         self.depth = options.depth if isinstance(options.depth, int) else None
-        self.searches = options.wiring == "auto" and relays is None and (costs.clock != "unit" or self.limited)
+        self.searches = options.wired == "auto" and relays is None and (costs.clock != "unit" or self.limited)
         self.given = options.wiring.placement if isinstance(options.wiring, Wired) else ()
 
     def choose(self) -> Choice:
@@ -180,7 +181,7 @@ class Planner:
         regions, options, depth = self.regions, self.options, self.depth
         direct, chained = Named("flat", flat(regions)), Named("chain", chain(regions), eligible=False)
         yardsticks = [replace(direct, eligible=False), chained]
-        wiring = options.wiring
+        wiring = options.wired
         if isinstance(wiring, Wired):
             pairs = explicit(regions, wiring.edges, wiring.place)
             problems = synapse_problems(regions, options, self.forms)
@@ -189,6 +190,8 @@ class Planner:
             return [Named("explicit", pairs), *yardsticks]
         if not isinstance(wiring, str) or "->" in wiring:
             return [Named("explicit", explicit(regions, wiring)), *yardsticks]
+        if wiring == "reverse":
+            return [Named("reverse", reverse(regions)), *yardsticks]
         if wiring == "flat":
             return [direct, chained]
         if wiring == "chain":
@@ -280,6 +283,9 @@ class Planner:
     def _why(self, winner: Row, rows: list[Row]) -> str:
         options, mine = self.options, winner.candidate
         gpus = f"{options.gpus} GPU" + ("s" if options.gpus > 1 else "")
+        if mine.name == "reverse":
+            asked = "asked for" if options.wiring == "reverse" else f"the rule {options.rule!r} mirrors forward weights"
+            return "; ".join(filter(None, (f"reverse: {asked}", left_out(self.regions, winner.named.pairs))))
         if mine.name in ("explicit", "relays") or (options.wiring != "auto" and mine.name == options.wiring):
             return f"{mine.name}: asked for"
         rivals = [row for row in rows if row is not winner and row.named.eligible]

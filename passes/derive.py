@@ -22,6 +22,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reclra_graph.ir.operators import (
     BATCH,
@@ -204,7 +205,8 @@ def _solved(problem: _Problem) -> tuple[tuple[Call, ...], tuple[tuple[int, str],
             pulled: tuple[Tensor, ...] = pull(errors)
             return pulled
 
-        with mended():
+        # Attention as products and a softmax: the kernels that PyTorch has for each device run on no other.
+        with mended(), sdpa_kernel(SDPBackend.MATH):
             traced = make_fx(backward, tracing_mode="symbolic")(fakes.counter, cotangents, *values)
     except NoDerivative:
         raise

@@ -197,7 +197,8 @@ class _Writer:
     def task(self, task: Task, lane: int) -> None:
         region = self.plan.regions.regions[task.region]
         heading = self.heading(region, task)
-        key = f"{task.kind == 'forward'}:{task.group if task.kind != 'forward' else task.name}".partition("@")[0]
+        own = task.kind == "forward" or task.name.startswith("back:")
+        key = f"{task.kind == 'forward'}:{task.name if own else task.group}".partition("@")[0]
         key = "noise" if task.name.startswith("noise:") else key
         if heading and key not in self.headed:
             self.headed.add(key)
@@ -218,7 +219,10 @@ class _Writer:
             more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
             return f"r{region.id}: {', '.join(shown[:6]) or region.kind}{more}", plain(region.line)
         if task.kind in ("displace", "target"):
-            sources = ", ".join(f"r{edge.source}" for edge in self.plan.incoming.get(region.id, ()))
+            if task.name.startswith("back:"):
+                targets = dict.fromkeys(edge.target for edge in self.plan.outgoing[region.id] if edge.form == "adjoint")
+                return f"r{region.id}: error, back to {', '.join(f'r{target}' for target in targets)}", ""
+            sources = ", ".join(dict.fromkeys(f"r{edge.source}" for edge in self.plan.incoming.get(region.id, ())))
             return f"r{region.id}: target, from {sources}", ""
         if task.name.startswith("mirror:"):
             edges = [edge for edge in self.plan.incoming[region.id] if edge.rule == "mirror"]

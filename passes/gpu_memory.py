@@ -34,7 +34,7 @@ def region_bytes(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> l
     ]
     for edge in edges:
         if not edge.shared:
-            found[edge.target] += 2 * edge.bytes
+            found[edge.home] += 2 * edge.bytes
     return found
 
 

@@ -6,8 +6,8 @@ After:   forward tasks region by region, the loss with e_L, and for every region
          ΔE, Eq. 6) and optimise. A parameter that several regions share is optimised once, from the sum. Two tasks
          that touch the same storage, one of them writing, are ordered by an edge.
 
-This file says in which order tasks are made; ``lower_forward.py``, ``lower_errors.py`` and ``lower_updates.py`` make
-them, and ``lower_state.py`` holds what they share.
+This file says in which order tasks are made; ``lower_forward.py``, ``lower_errors.py``, ``send_back.py`` and
+``lower_updates.py`` make them, and ``lower_state.py`` holds what they share.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from reclra_graph.passes.lower_updates import learn_from_sums, region_update, sh
 from reclra_graph.passes.mirrors import mirror_update, mirrors, noises
 from reclra_graph.passes.names import value_names
 from reclra_graph.passes.readouts import readouts
+from reclra_graph.passes.send_back import mirror_weights, send_back
 from reclra_graph.passes.shared import shared_sources
 from reclra_graph.passes.storage import storage_order
 
@@ -37,12 +38,15 @@ def lower(plan: WiringPlan, without: tuple[str, ...] = ()) -> TaskGraph:
     forward_pass(state, late)
     noises(state)
     losses(state)
+    for number in plan.regions.outputs:
+        send_back(state, state.regions[number])
     # An error is there before those who hear it: by length of the error path, of equals the last region first.
     reached = [state.regions[number] for number in sorted(plan.level, key=lambda item: (plan.level[item], -item))]
     for region in reached:
         if region.id not in plan.regions.outputs:
             readouts(state, region)
             region_error(state, region)
+            send_back(state, region)
     mirrors(state)
     state.groups = groups(state, reached)
     for region in reached:
@@ -50,5 +54,6 @@ def lower(plan: WiringPlan, without: tuple[str, ...] = ()) -> TaskGraph:
         synapse_update(state, region)
         mirror_update(state, region)
     shared_updates(state)
+    mirror_weights(state)
     buffer_updates(state, late)
     return TaskGraph(plan, tuple(state.tasks), storage_order(state.tasks), shared=shared)

@@ -185,14 +185,32 @@ def _at_once(state: Lowering, region: Region) -> bool:
 
 
 def _displacement(state: Lowering, region: Region) -> str:
-    """d_i, the sum over all synapses that arrive, in the region's own layout and dtype; returns its name."""
-    number, kind, edges = region.id, state.type_of(region), state.plan.incoming[region.id]
+    """d_i, the sum over all synapses that arrive, in the region's own layout and dtype; returns its name. Over adjoint
+    edges it arrives so."""
+    number, kind = region.id, state.type_of(region)
+    edges = tuple(edge for edge in state.plan.incoming[number] if edge.form != "adjoint")
+    back = [name for (_, target), name in state.back.items() if target == number]
+    if not edges and len(back) == 1:
+        return back[0]
+    if back:
+        parts = [_arrived(state, region, edges, f"d{number}_others")] if edges else []
+        displacement = state.namer.new(f"d{number}")
+        args = tuple(Ref(name) for name in (*parts, *back))
+        calls = [Call("rules.target.total", args, (), (displacement,), (kind,))]
+        state.add(f"displace:{number}:all", "displace", number, f"target:{number}", calls, 0, region.units * len(args))
+        return displacement
+    return _arrived(state, region, edges, f"d{number}")
+
+
+def _arrived(state: Lowering, region: Region, edges: tuple[Edge, ...], label: str) -> str:
+    """The sum over synapses that are not adjoint, in the region's own layout and dtype; returns its name."""
+    number, kind = region.id, state.type_of(region)
     same_dtype = kind.dtype == state.synapse_dtype
     plain, single = region.layout.plain and same_dtype, len(edges) == 1
     if plain and single and edges[0].name in state.parts and len(region.shape) == 1:
         state.moved[edges[0].name] = state.parts[edges[0].name]
         return state.parts[edges[0].name]
-    displacement = state.namer.new(f"d{number}")
+    displacement = state.namer.new(label)
     arrived = displacement if plain else state.namer.new(f"d{number}_samples")
     moved, calls = [], []
     for edge in edges:
@@ -231,7 +249,7 @@ def _moved(state: Lowering, edge: Edge, result: str, kind: TensorType | None) ->
 def _send(state: Lowering, region: Region, calls: list[Call]) -> None:
     """Bring a region's error into the form in which its synapses take it, and through the matrices that they share."""
     error, kind = state.errors[region.id], state.type_of(region)
-    sends = bool(state.plan.outgoing.get(region.id))
+    sends = any(edge.form != "adjoint" for edge in state.plan.outgoing.get(region.id, ()))
     if sends and not region.layout.plain:
         error = _to_samples(state, region, error, "e", calls)
     if sends and kind.dtype != state.synapse_dtype:

@@ -54,6 +54,12 @@ class Lowering:
     """n_i, the noise of mirrors, by region, in the layout and the dtype of z_i."""
     mirrored: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     """(what learns, name of its delta) of the mirrors at a region, by region."""
+    back: dict[tuple[int, int], str] = field(default_factory=dict)
+    """What arrives at z_i over all adjoint edges from one region, by (source, target), in the target's own layout."""
+    uses: dict[int, list[Any]] = field(default_factory=dict)
+    """The weighted operators that errors went back over (``passes.send_back.Use``), by source."""
+    deltas: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    """All contributions to what is learned, as (name, the region that made it), by store: ``P[key]``, ``E[name]``."""
     moved: dict[str, str] = field(default_factory=dict)
     """An edge's share of d_i by the edge's name, where it is written down."""
 

@@ -18,6 +18,7 @@ from reclra_graph.passes.group import grouped
 from reclra_graph.passes.local import FRESH, local_derivatives
 from reclra_graph.passes.lower_state import Lowering, operator_flops
 from reclra_graph.passes.outer_calls import learned_from_state
+from reclra_graph.passes.send_back import learn_back
 from reclra_graph.passes.straight import factored
 from reclra_graph.passes.synapse_calls import learned, matrix_learned
 from reclra_graph.rules.forms import stored, what_learns, work
@@ -204,7 +205,8 @@ def synapse_update(state: Lowering, region: Region) -> None:
     batches = [batch for batch in itertools.chain(*state.batches.values()) if learns(state, batch)]
     together = {edge.name for batch in batches for edge in batch.edges}
     for edge in plan.incoming.get(number, ()):
-        if edge.rule == "eq6" and edge.name not in state.matrices and edge.name not in together:
+        own = edge.form != "adjoint" and edge.name not in state.matrices and edge.name not in together
+        if edge.rule == "eq6" and own:
             delta, d = state.namer.new(f"dE_{edge.source}_{edge.target}"), state.moved.get(edge.name, "")
             calls.append(learned(plan, edge, e[edge.source], d, delta, state.type_of(region).dtype))
             deltas.append((f"E[{what_learns(plan, edge)}]", delta))
@@ -225,6 +227,9 @@ def synapse_update(state: Lowering, region: Region) -> None:
         calls.append(matrix_learned(plan, item, e[number], sent, delta, state.synapse_dtype))
         deltas.append((f"E[{item.name}]", delta))
         flops += 2 * item.units**2
+    learned_back, more = learn_back(state, region, calls)
+    deltas += learned_back
+    flops += more
     if calls:
         # A group of its own: it runs on the lane that owns the synapses, wherever the weights are updated.
         state.add(f"synapses:{number}", "synapse", number, f"synapses:{number}", calls, 0, flops)
@@ -238,6 +243,7 @@ def optimise(state: Lowering, name: str, region: Region, group: str, deltas: Del
     """The optimiser's step for what learns from these deltas alone; the others are noted for their sums."""
     steps = []
     for store, delta in deltas:
+        state.deltas.setdefault(store, []).append((delta, region.id))
         if store in state.shared:
             state.shared[store].append(delta)
         else:

@@ -134,10 +134,11 @@ def _costs(
     units = unit_costs(regions, batch)
     if device == UNIT:
         return units
-    rule = "eq6" if options.rule == "mirror" else options.rule  # which fits edges of every length
+    # One that fits edges of every length.
+    rule = {"mirror": "eq6", **dict.fromkeys(MIRRORING, "fixed")}.get(options.rule, options.rule)
     plain = replace(
         options, wiring="flat", relays=None, depth="auto", kappa=(), strict=False, synapse_memory=None,
-        gpu_memory=None, rule=rule,
+        gpu_memory=None, rule=rule, synapse="auto" if options.synapse == "adjoint" else options.synapse,
     )  # fmt: skip
     flat = replace(wire(regions, plain, units), device=device, batch=batch)
     return device_costs(priced(lower(flat, (*options.without, *TOGETHER))))

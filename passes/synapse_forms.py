@@ -19,8 +19,10 @@ from math import prod
 from reclra_graph.ir.regions import Region, RegionGraph
 from reclra_graph.ir.wiring import Edge, matrices, matrix_bytes, total_bytes
 from reclra_graph.options import Options, Wired, known_form, rank_of
+from reclra_graph.passes.reverse import ADJOINT, adjoint_edges
 from reclra_graph.rules.fit import default_rule
 from reclra_graph.rules.forms import fitting, item_bytes, new_edge, own_bytes, pick, shape
+from reclra_graph.rules.way_back import ways
 
 _ANY = 1 << 62
 _RANKS = (64, 16, 4, 1)
@@ -66,8 +68,12 @@ class SynapseForms:
         self._others: dict[tuple[int, int], tuple[str, ...]] = {}
 
     def edge(self, source: int, target: int, form: str) -> Edge:
-        """The edge with this form. Raises ValueError where the form does not fit."""
+        """The edge with this form; for all branches of an adjoint one together, without their shapes. Raises ValueError
+        where the form does not fit."""
         found = self._edge_of.get((source, target, form))
+        if found is None and form == ADJOINT:
+            size = sum(edge.bytes for edge in self.adjoint([(source, target)]))
+            found = self._edge_of[source, target, form] = Edge(source, target, form, self.options.rule, (), size)
         if found is None:
             rule = self.rule(source, target)
             found = self._edge_of[source, target, form] = new_edge(self.regions, source, target, form, rule)
@@ -83,8 +89,14 @@ class SynapseForms:
         """The learning rule of an edge."""
         return self._rules.get(f"{source}->{target}") or default_rule(self.regions, source, self.options)
 
+    def adjoint(self, pairs: Sequence[tuple[int, int]]) -> tuple[Edge, ...]:
+        """The adjoint edges of these pairs."""
+        return adjoint_edges(self.regions, pairs, self.options.rule, self._rules)
+
     def fits(self, source: int, target: int, form: str) -> bool:
         """Whether a form exists and fits an edge."""
+        if form == ADJOINT:
+            return bool(ways(self.regions).branches(source, target))
         return known_form(form) and form in self.fitting(source, target, form)
 
     # -- the forms of one edge ----------------------------------------------------------------------------------------
@@ -104,6 +116,8 @@ class SynapseForms:
             return [given]
         if self.options.synapse != "auto":
             return [pick(self.regions, source, target, self.options)]
+        if self.options.wired == "reverse":
+            return [ADJOINT]
         first, second = self.regions.regions[source], self.regions.regions[target]
         over = shared_form(first, second)
         large = not self.asked and first.units * second.units > self.options.synapse_entries
@@ -137,9 +151,21 @@ class SynapseForms:
     # -- the forms of a wiring ----------------------------------------------------------------------------------------
 
     def fitted(self, pairs: Sequence[tuple[int, int]], budget: int | None = None) -> Fitted:
-        """The edges of a wiring, with forms that hold the budget where any do."""
+        """The edges of a wiring, with forms that hold the budget where any do. Adjoint edges have no other form."""
         strict = self.asked or budget is not None
         budget = self.budget if budget is None else budget
+        held = {pair: self.usual(*pair)[0].form == ADJOINT for pair in pairs}
+        if not any(held.values()):
+            return self._fitted(pairs, budget, strict)
+        edges = self.adjoint([pair for pair in pairs if held[pair]])
+        total = total_bytes(self.regions, edges)
+        rest = self._fitted([pair for pair in pairs if not held[pair]], max(0, budget - total), strict)
+        edges = tuple(sorted((*edges, *rest.edges), key=lambda edge: (edge.target, edge.source, edge.branch)))
+        over = strict and total + rest.bytes > budget
+        return Fitted(edges, total + rest.bytes, OVER if over else rest.rank)
+
+    def _fitted(self, pairs: Sequence[tuple[int, int]], budget: int, strict: bool) -> Fitted:
+        """The same for edges whose forms can be chosen."""
         edges = shared(self.regions, [self.usual(*pair)[0] for pair in pairs])
         total = total_bytes(self.regions, edges)
         if total <= budget:

@@ -19,6 +19,7 @@ from reclra_graph.ir.wiring import Edge, Loss, Rates, WiringPlan
 from reclra_graph.options import Options, Wired, known_form
 from reclra_graph.passes.choose import Planner
 from reclra_graph.passes.costs import unit_costs
+from reclra_graph.passes.reverse import edge_problems
 from reclra_graph.passes.trees import supported
 from reclra_graph.passes.wired import model_problems, placement_problems
 from reclra_graph.rules.fit import REMEDY, form_fits, misfit
@@ -30,7 +31,7 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     """The wiring plan; ``costs`` are those of the unit-cost model unless given.
 
     Raises ModelError with all that is wrong about depth, relays, edges, their forms and budgets (RG304, RG402 to RG408,
-    RG440, RG442, RG443, RG605).
+    RG440, RG442, RG443, RG445, RG605).
     """
     costs = unit_costs(regions) if costs is None else costs
     relays, problems = _relays(regions, options)
@@ -42,7 +43,7 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
     planner = Planner(regions, options, costs, relays)
     choice = planner.choose()
     winner, edges = choice.row.candidate, choice.row.fitted.edges
-    problems = _rule_problems(regions, options, edges)
+    problems = [*_rule_problems(regions, options, edges), *edge_problems(regions, options, edges)]
     if problems:
         raise ModelError(problems)
     idle = sorted(set(relays or ()) - set(winner.relays))
@@ -64,7 +65,7 @@ def wire(regions: RegionGraph, options: Options, costs: Costs | None = None) -> 
 
 def _rates(options: Options) -> Rates:
     return Rates(
-        options.beta, options.gamma, options.kappa, options.norm, options.sign, options.gain, options.optimizer,
+        options.beta, options.synapse_rate, options.kappa, options.norm, options.sign, options.gain, options.optimizer,
         options.lr, options.momentum, options.betas, options.eps, options.weight_decay,
         synapse_decay=options.synapse_decay, mirror_noise=options.mirror_noise,
     )  # fmt: skip

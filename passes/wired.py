@@ -8,6 +8,7 @@ from collections import Counter
 from reclra_graph.errors import Problem
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.options import SYNAPSE_RULES, Options, Wired
+from reclra_graph.passes.reverse import ADJOINT
 from reclra_graph.passes.synapse_forms import SynapseForms
 
 
@@ -41,6 +42,12 @@ def placement_problems(regions: RegionGraph, options: Options) -> list[Problem]:
     return [Problem("RG443", cause, wired.place) for cause in causes]
 
 
+def _ends(name: str) -> tuple[int, int]:
+    """Source and target of an edge by its name."""
+    source, target = name.partition(".")[0].split("->")
+    return int(source), int(target)
+
+
 def synapse_problems(regions: RegionGraph, options: Options, forms: SynapseForms) -> list[Problem]:
     """Unknown rules, forms that do not exist or do not fit their edge, and shapes that are not the form's. To be called
     when all edges are known to join regions with error neurons."""
@@ -48,23 +55,36 @@ def synapse_problems(regions: RegionGraph, options: Options, forms: SynapseForms
     if not isinstance(wired, Wired):
         return []
     found = []
-    given = dict(wired.forms)
+    given, odd = dict(wired.forms), set[str]()
     for name, rule in wired.rules:
         if rule not in SYNAPSE_RULES:
             cause = f"edge {name} has the unknown rule {rule!r}; there are {', '.join(map(repr, SYNAPSE_RULES))}"
             found.append(Problem("RG442", cause, wired.place))
+    for name, numbers in wired.branches:
+        there = forms.adjoint([_ends(name)]) if given.get(name) == ADJOINT else ()
+        wanted = sorted(edge.branch for edge in there)
+        if sorted(numbers) != wanted:
+            some = ", ".join(edge.name for edge in there) if len(there) > 1 else "none"
+            cause = f"the file lists the branches {list(numbers)} of edge {name}, whose branches are {some}"
+            odd.add(name)
+            found.append(Problem("RG442", cause, wired.place))
     for name, form in given.items():
-        source, target = map(int, name.split("->"))
+        source, target = _ends(name)
         fit = forms.fitting(source, target)
         if not forms.fits(source, target, form):
-            cause = f"edge {name} has the form {form!r}, which does not exist or does not fit; {', '.join(fit)} would"
+            more = (ADJOINT,) if forms.fits(source, target, ADJOINT) else ()
+            could = ", ".join((*fit, *more))
+            cause = f"edge {name} has the form {form!r}, which does not exist or does not fit; {could} would"
+            odd.add(name)
             found.append(Problem("RG442", cause, wired.place))
-    wrong = {problem.cause.split(" ")[1] for problem in found}
     for name, shape in wired.shapes:
-        if name in wrong:
+        source, target = _ends(name)
+        pair = f"{source}->{target}"
+        if pair in odd:
             continue
-        source, target = map(int, name.split("->"))
-        edge = forms.edge(source, target, given[name]) if name in given else forms.usual(source, target)[0]
+        edge = forms.edge(source, target, given[pair]) if pair in given else forms.usual(source, target)[0]
+        if edge.form == ADJOINT:
+            edge = next(item for item in forms.adjoint([(source, target)]) if item.name == name)
         if shape != edge.shape:
             cause = f"edge {name} has the shape {shape}; {edge.form} needs {edge.shape}"
             found.append(Problem("RG442", cause, wired.place))

@@ -12,6 +12,7 @@ After:   jobs: a target for every region that an error reaches, with the displac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import networkx as nx
 
@@ -42,6 +43,9 @@ def edge_cost(regions: RegionGraph, edge: Edge, costs: Costs) -> tuple[int, int]
     """(time of Eq. 3, time of Eq. 6, or of what is learned instead) of one error synapse; a readout takes the synapse
     both ways."""
     source, target = regions.regions[edge.source], regions.regions[edge.target]
+    if edge.form == "adjoint":
+        sent = costs.send_back(source.shape, source.axis, target.shape, edge.shape)
+        return sent, costs.learn_back(edge.shape) if edge.rule in ("eq6", "kp") else 0
     displace, learn = costs.synapse(source.shape, source.axis, target.shape, target.axis, edge.form)
     return displace * (2 if edge.rule == "readout" else 1), learn if edge.rule != "fixed" else 0
 
@@ -114,6 +118,7 @@ def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> li
     moved: dict[int, int] = {}
     learned: dict[int, int] = {}
     own = {edge.target for edge in edges if edge.rule == "readout"}
+    carried: set[tuple[int, str]] = set()  # what several adjoint edges have in common goes back once
     for edge in edges:
         # All outputs get their errors at once, from the loss.
         sender = regions.output if edge.source in regions.outputs else edge.source
@@ -121,8 +126,12 @@ def wiring_jobs(regions: RegionGraph, edges: Sequence[Edge], costs: Costs) -> li
             incoming[edge.target].append(sender)
         if costs.clock != "unit":
             displace, learn = edge_cost(regions, edge, costs)
-            moved[edge.target] = moved.get(edge.target, 0) + displace
-            learned[edge.target] = learned.get(edge.target, 0) + learn
+            if edge.weight and (edge.source, edge.weight) in carried:
+                displace = edge_cost(regions, replace(edge, shape=()), costs)[0]
+            carried.add((edge.source, edge.weight))
+            at = sender if edge.form == "adjoint" else edge.target  # where the displacement is computed
+            moved[at] = moved.get(at, 0) + displace
+            learned[edge.home] = learned.get(edge.home, 0) + (0 if edge.shared and edge.form == "adjoint" else learn)
     level = levels(regions.outputs, [(edge.source, edge.target) for edge in edges])
     reached = sorted(level, key=lambda number: (level[number], -number))
     targets = [

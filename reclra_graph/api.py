@@ -41,7 +41,7 @@ def compile(  # named as torch.compile is
     gpu_memory: int | str | None = None,
     rule: str = "eq6",
     beta: float = 0.1,
-    gamma: float = 0.01,
+    gamma: float | None = None,
     kappa: Mapping[int, float] | None = None,
     norm: int = 2,
     sign: str = "descend",
@@ -83,14 +83,17 @@ def compile(  # named as torch.compile is
         tensor are constants of the step. The batch is the first dimension of the first tensor; its size stays free
         where the model allows it. example_kwargs: keyword arguments beside positional ones.
     gpus: lanes to schedule for. depth: longest error path in edges, or "auto". relays: regions (ids or module paths)
-        that pass errors on. wiring: "auto", "flat", "chain", "blocks", edges as "9->5" or (9, 5), or the path of a
-        .json file: a list of edges, {"edges": [...], "forms": {"9->5": "channel"}, "placement": [[9, 1], ...]} with
-        the GPU of every region if they shall have one, or a plan.json, edited or not.
+        that pass errors on. wiring: "auto", "flat", "chain", "blocks", "reverse" (against every connection of the
+        forward pass), edges as "9->5" or (9, 5), or the path of a .json file: a list of edges, {"edges": [...],
+        "forms": {"9->5": "channel"}, "placement": [[9, 1], ...]} with the GPU of every region if they shall have one,
+        or a plan.json, edited or not.
     synapse_memory: what all error synapses may take, in bytes or as "2GiB"; forms that need less are chosen until they
         fit. By default four times the parameters or 256 MiB. gpu_memory: the same for each GPU and everything on it.
     rule: learning of the error synapses, "eq6", "fixed", "dkp" (direct Kolen-Pollack), "mirror" (weight mirrors, see
         ``CompiledStep.mirror``; ``mirror_noise``: σ of their noise) or "readout" (edges from outputs are readouts with
-        an error of their own, all others learn by "dkp"). beta, gamma: β and γ of the rule. kappa: region id → κ_i.
+        an error of their own, all others learn by "dkp"); on edges against a weight, which the wiring "reverse" has,
+        "kp" (Kolen-Pollack: E moves as the weight does) or "sign" (E = s sign(W)). beta, gamma: β and γ of the rule;
+        gamma is 0.01 for Eq. 6 and 1 for the others unless given. kappa: region id → κ_i.
     norm: p = q of the discrepancy, 2 or 1. sign: of Eq. 6, "descend" or "printed". gain: divide e_i by β.
     loss: "cross-entropy" (classes in the last dimension of a sequence's output, [B, T, C], else in dimension 1),
         "causal-lm" (the same, each position predicting the next target), "mse" (half the squared distance) or
@@ -103,7 +106,8 @@ def compile(  # named as torch.compile is
     update: "analytic" (closed forms). strict: refuse anything else. seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; a bigger one shares its weights over positions.
     synapse: form of every error synapse that it fits: "dense", "implicit" (dense, but made anew from a seed wherever it
-        is used), "lowrank(r)", "conv", "channel" or "token"; the others, and all with "auto", as said above.
+        is used), "lowrank(r)", "conv", "channel", "token" or "adjoint" (against a connection of the forward pass, E in
+        the place of its weight: all edges of the wiring "reverse"); the others, and all with "auto", as said above.
     frontend: "auto", "export" or "record": how the model is captured (see docs/limits.md).
     micro_batches: equal parts that every batch is cut into; parameters learn once, from all of them. placement:
         "pipeline" gives each GPU regions of its own and their part of the forward pass, as "auto" does where there are

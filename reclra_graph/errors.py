@@ -85,7 +85,7 @@ CODES: dict[str, tuple[str, str]] = {
     "RG401": ("bad-gpus", "Ask for at least one GPU: `--gpus 1`."),
     "RG402": ("bad-depth", "Choose a depth between 1 and the number of regions below the output."),
     "RG403": ("bad-relays", "Name relays by region id or module path, as `reclra explain` and plan.json list them."),
-    "RG404": ("bad-wiring", 'Use "auto", "flat", "chain", "blocks", or edges such as ["9->5", "5->4"].'),
+    "RG404": ("bad-wiring", 'Use "auto", "flat", "chain", "blocks", "reverse", or edges such as ["9->5", "5->4"].'),
     "RG405": ("bad-option", "Use one of the values listed."),
     "RG406": ("loss-misfit", "Choose a loss that fits the output, or change the last layer."),
     "RG407": ("dead-region", "Give the region an incoming error edge, so that it is reached from the output."),
@@ -103,6 +103,10 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "RG442": ("bad-synapse", "Give each edge a form that fits it, a known rule, and the shape of that form or none."),
     "RG443": ("bad-placement", "Place every region once, on a GPU below `--gpus`; or leave the placement out."),
+    "RG445": (
+        "no-way-back",
+        "Use another wiring, or freeze the region; errors go back over operators that PyTorch can differentiate.",
+    ),
     "RG450": (
         "uncuttable-batch",
         "Leave micro_batches at 1, or give a model whose batch size is free and comes first.",

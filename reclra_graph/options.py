@@ -10,9 +10,11 @@ from typing import TypeAlias
 
 from reclra_graph.errors import Problem
 
-WIRINGS = ("auto", "flat", "chain", "blocks")
-SYNAPSE_RULES = ("eq6", "fixed", "dkp", "mirror", "readout")
-FORMS = ("dense", "implicit", "lowrank(r)", "conv", "channel", "token")
+WIRINGS = ("auto", "flat", "chain", "blocks", "reverse")
+SYNAPSE_RULES = ("eq6", "fixed", "kp", "dkp", "mirror", "sign", "readout")
+MIRRORING = ("kp", "sign")
+"""Rules that need a forward weight to mirror: those of ``adjoint`` edges, and so of the wiring "reverse"."""
+FORMS = ("dense", "implicit", "lowrank(r)", "conv", "channel", "token", "adjoint")
 """Forms of an error synapse; r is a whole number of at least 1."""
 SIGNS = ("descend", "printed")
 LOSSES = ("cross-entropy", "causal-lm", "mse", "bce-with-logits")
@@ -37,7 +39,8 @@ class Wired:
 
     ``place`` names the file. ``edges`` are ``"9->5"``; ``forms``, ``rules`` and ``shapes`` hold (edge, what the file
     says of its synapse) where it says so. ``model`` is the digest of the regions that a plan.json was made for, or
-    empty. ``placement``: (region, GPU), where the file says which region lives where.
+    empty. ``placement``: (region, GPU), where the file says which region lives where. ``branches``: (edge, numbers of
+    its branches), where the file lists them one by one; their rules and shapes go by names such as ``"9->5.2"``.
     """
 
     place: str
@@ -47,6 +50,7 @@ class Wired:
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     model: str = ""
     placement: tuple[tuple[int, int], ...] = ()
+    branches: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 Wiring: TypeAlias = str | tuple[str, ...] | Wired
@@ -71,13 +75,14 @@ class Options:
     """What ``rg.compile`` and ``reclra-compile`` take beside the model and its example inputs.
 
     gpus: lanes to schedule for (≥ 1). depth: longest error path in edges, or "auto". relays: region ids or module
-    paths that pass errors on, or None to choose. wiring: "auto", "flat", "chain", "blocks", edges, or what a file
-    says. synapse_memory: bytes that all error synapses may take together; None: four times the parameters, or 256 MiB
+    paths that pass errors on, or None to choose. wiring: one of WIRINGS, edges, or what a file says.
+    synapse_memory: bytes that all error synapses may take together; None: four times the parameters, or 256 MiB
     where that is more, kept as far as dense and shared synapses can. gpu_memory: bytes that each GPU has for
     parameters, activations, synapses and their updates; None: no limit. rule: learning rule of the error synapses.
-    beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see ``reclra_graph.ir.wiring.Rates``. update: how
-    regions learn, "analytic" where a closed form exists, or "local_vjp" everywhere but before step functions. strict:
-    refuse local_vjp. optimizer: of parameters and synapses alike, as torch.optim has them; lr, momentum, betas, eps,
+    beta, gamma, kappa, norm (p = q), sign, gain: the rule's numbers, see ``reclra_graph.ir.wiring.Rates``; gamma
+    None: what suits the rule (``synapse_rate``). update: how regions learn, "analytic" where a closed form exists, or
+    "local_vjp" everywhere but before step functions. strict: refuse local_vjp, and derivatives over which errors go
+    back. optimizer: of parameters and synapses alike, as torch.optim has them; lr, momentum, betas, eps,
     weight_decay: its numbers. synapse_decay: of synapses alone, decoupled from their optimiser, in place of
     weight_decay; None: as parameters. mirror_noise: σ of the rule "mirror". seed: of the synapses.
     synapse_entries: largest dense synapse, in entries; bigger ones share their weights over positions ("channel",
@@ -104,7 +109,7 @@ class Options:
     gpu_memory: int | None = None
     rule: str = "eq6"
     beta: float = 0.1
-    gamma: float = 0.01
+    gamma: float | None = None
     kappa: tuple[tuple[int, float], ...] = ()
     norm: int = 2
     sign: str = "descend"
@@ -137,6 +142,18 @@ class Options:
     recompute: bool = False
     memory_format: str = "auto"
     autocast: str | None = None
+
+    @property
+    def synapse_rate(self) -> float:
+        """γ: what was asked for, or else what suits the rule: 1 for a rule with a scale of its own, else 0.01."""
+        return self.gamma if self.gamma is not None else 0.01 if self.rule in ("eq6", "fixed") else 1.0
+
+    @property
+    def wired(self) -> Wiring:
+        """The wiring, "auto" settled where the rule leaves one alone: a rule that mirrors forward weights takes the
+        edges against them."""
+        reverse = self.wiring == "auto" and self.rule in MIRRORING and self.relays is None
+        return "reverse" if reverse else self.wiring
 
     @property
     def placed(self) -> bool:
@@ -191,8 +208,8 @@ class Options:
             choices = ", ".join(repr(item) for item in ("auto", *FORMS))
             found.append(Problem("RG405", f"synapse is {self.synapse!r}", "synapse", f"Choose one of {choices}."))
         numbers = (
-            ("beta", self.beta, True), ("gamma", self.gamma, False), ("lr", self.lr, False), ("eps", self.eps, False),
-            ("momentum", self.momentum, False), ("weight_decay", self.weight_decay, False),
+            ("beta", self.beta, True), ("gamma", self.synapse_rate, False), ("lr", self.lr, False),
+            ("eps", self.eps, False), ("momentum", self.momentum, False), ("weight_decay", self.weight_decay, False),
             ("synapse_decay", 0.0 if self.synapse_decay is None else self.synapse_decay, False),
             ("mirror_noise", self.mirror_noise, True),
         )  # fmt: skip

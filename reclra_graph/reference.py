@@ -23,8 +23,9 @@ from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, WiringPlan
 from reclra_graph.options import rank_of
+from reclra_graph.reference_back import Back
 from reclra_graph.reference_rules import ends, loss_of, outer_product, readout_error
-from reclra_graph.rules import discrepancy, implicit, layout, mirror, precision, rule, synapse, target
+from reclra_graph.rules import adjoint, discrepancy, implicit, layout, mirror, precision, rule, synapse, target
 from reclra_graph.rules.fit import OUTER
 from reclra_graph.rules.forms import Convolution, convolution, what_learns
 from reclra_graph.rules.operators import apply_chain, function, resolve
@@ -151,6 +152,9 @@ class _Step:
     def write(self) -> None:
         """Plain SGD, and the buffers' new values."""
         rates = self.plan.rates
+        for edge in self.plan.edges:
+            if edge.rule == "kp":
+                self.moved[edge.synapse] = -rates.lr * adjoint.mirrored(rates.gamma, self.deltas[edge.weight])
         for key, delta in self.deltas.items():
             self.parameters[key].sub_(rates.lr * delta)
         for name, moved in self.moved.items():
@@ -167,10 +171,12 @@ class _Step:
     def align(self, source: Region) -> None:
         """The recursion of Algorithm 1: send the error of one region on; a region that has heard from all that send to
         it computes its own error, learns, and sends on in turn."""
-        rates = self.plan.rates
+        self._send_back(source)
         e = layout.to_samples(self.errors[source.id], source.layout.dim, source.layout.before, source.layout.after)
         e = e.to(self._dtype(self.plan.regions.output))
         for edge in self.plan.outgoing.get(source.id, ()):
+            if edge.form == "adjoint":
+                continue
             region = self.regions[edge.target]
             arrives = e
             if edge.rule == "readout":
@@ -182,19 +188,35 @@ class _Step:
             elif edge.rule in OUTER:
                 self._outer(edge, arrives)
             d = layout.from_samples(sent, region.layout.dim, region.layout.before, region.layout.after)
-            d = d.to(self._dtype(region.id))
-            self.displacements.setdefault(region.id, []).append(d)
-            if len(self.displacements[region.id]) < len(self.plan.incoming[region.id]):
-                continue
-            h, z = self.values[region.pre], self.values[region.post]
-            total = target.total(*self.displacements[region.id])
-            y = target.target(h, total, rates.beta, self._phi(region))
-            if self.graph.is_low(region.post):
-                z = target.representation(h, self._phi(region))
-            error = discrepancy.mismatch(z, y, rates.norm, rates.kappa_of(region.id))
-            self.errors[region.id] = discrepancy.gained(error, rates.beta) if rates.gain else error
-            self.learn(region)
-            self.align(region)
+            self._deliver(region, d.to(self._dtype(region.id)))
+
+    def _deliver(self, region: Region, d: Tensor) -> None:
+        """Let a displacement arrive; the last one gives the region its error. All adjoint edges from one region deliver
+        together."""
+        self.displacements.setdefault(region.id, []).append(d)
+        edges = self.plan.incoming[region.id]
+        waiting = {(edge.source, "" if edge.form == "adjoint" else edge.name) for edge in edges}
+        if len(self.displacements[region.id]) < len(waiting):
+            return
+        rates, h, z = self.plan.rates, self.values[region.pre], self.values[region.post]
+        total = target.total(*self.displacements[region.id])
+        y = target.target(h, total, rates.beta, self._phi(region))
+        if self.graph.is_low(region.post):
+            z = target.representation(h, self._phi(region))
+        error = discrepancy.mismatch(z, y, rates.norm, rates.kappa_of(region.id))
+        self.errors[region.id] = discrepancy.gained(error, rates.beta) if rates.gain else error
+        self.learn(region)
+        self.align(region)
+
+    def _send_back(self, source: Region) -> None:
+        """d over all adjoint edges that leave a region, and Eq. 6 for those that learn by it."""
+        back = Back(self.plan, self.values, self.synapses, self._call, self.batch)
+        back.send(source, self.errors[source.id])
+        for name, delta in back.outers.items():
+            change, held = -self.plan.rates.lr * delta, self.moved.get(name)
+            self.moved[name] = change if held is None else held + change
+        for number, d in back.displacements.items():
+            self._deliver(self.regions[number], d)
 
     def _phi(self, region: Region) -> Any:
         chain = self._chain(region)
@@ -355,8 +377,8 @@ class _Step:
                 _draw_on(before)
         return [item for item in tree_leaves(result) if isinstance(item, Tensor)]
 
-    def _call(self, call: Call, error: Tensor) -> Tensor:
-        values = {**self.values, "_": error, "B": self.batch}
+    def _call(self, call: Call, error: Tensor, more: Mapping[str, Any] | None = None) -> Tensor:
+        values = {**self.values, "_": error, "B": self.batch, **(more or {})}
 
         def given(argument: Any) -> Any:
             if isinstance(argument, Ref):

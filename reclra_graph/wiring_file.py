@@ -40,6 +40,7 @@ class _Reader:
         self.problems: list[Problem] = []
         self.edges: list[str] = []
         self.said: dict[str, dict[str, Any]] = {"form": {}, "rule": {}, "shape": {}}
+        self.branches: dict[str, list[int]] = {}
 
     def read(self, data: object) -> Wired:
         if not isinstance(data, (dict, list)):
@@ -65,7 +66,8 @@ class _Reader:
         if self.problems:
             raise ModelError(self.problems)
         forms, rules, shapes = (tuple(self.said[key].items()) for key in ("form", "rule", "shape"))
-        return Wired(self.place, tuple(self.edges), forms, rules, shapes, model, placement)
+        branches = tuple((name, tuple(numbers)) for name, numbers in self.branches.items())
+        return Wired(self.place, tuple(self.edges), forms, rules, shapes, model, placement, branches)
 
     def _edge(self, item: object, where: str) -> None:
         if isinstance(item, str):
@@ -73,17 +75,30 @@ class _Reader:
         elif isinstance(item, list) and len(item) == 2 and all(_whole(end) for end in item):
             self.edges.append(f"{item[0]}->{item[1]}")
         elif isinstance(item, dict) and _whole(item.get("source")) and _whole(item.get("target")):
-            name = f"{item['source']}->{item['target']}"
-            self.edges.append(name)
+            pair, branch = f"{item['source']}->{item['target']}", item.get("branch", 0)
+            name = self._branch(pair, branch, where)
             for key in ("form", "rule"):
                 if key in item and not isinstance(item[key], str):
                     self._wrong(f"the {key} of {name} is {item[key]!r}, not a text", where)
                 elif key in item:
-                    self.said[key][name] = item[key]
-            if "shape" in item:
+                    self.said[key][pair if key == "form" else name] = item[key]
+            if "shape" in item and (item["shape"] or item.get("form") != "adjoint"):
                 self._shape(name, item["shape"], where)
         else:
             self._wrong(f"{json.dumps(item)} is not an edge", where)
+
+    def _branch(self, pair: str, branch: object, where: str) -> str:
+        """Note an edge, or one branch of it; returns its name."""
+        if not _whole(branch) or not isinstance(branch, int) or branch < 0:
+            self._wrong(f"the branch of {pair} is {branch!r}, not a whole number", where)
+        elif branch:
+            if pair not in self.branches:
+                self.edges.append(pair)
+            self.branches.setdefault(pair, []).append(branch)
+            return f"{pair}.{branch}"
+        else:
+            self.edges.append(pair)
+        return pair
 
     def _shape(self, name: str, shape: object, where: str) -> None:
         if isinstance(shape, list) and len(shape) >= 2 and all(_whole(size) for size in shape):

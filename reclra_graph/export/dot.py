@@ -25,8 +25,7 @@ def plan_dot(schedule: Schedule) -> str:
     lines += [f"  {quoted(source)} -> {quoted(name)};" for source, name in scene.wires]
     for edge in plan.edges:
         if edge.source in scene.post and edge.target in scene.post:
-            shape = "x".join(map(str, edge.shape))
-            words = f"error synapse {edge.name}, {edge.form} {shape}, {bytes_text(edge.bytes)}"
+            words = f"error synapse {edge.name}, {edge.words}, {bytes_text(edge.bytes)}"
             lines.append(
                 f"  {quoted(scene.post[edge.source])} -> {quoted(scene.post[edge.target])} "
                 f'[style=dashed, color="{DEPTHS[1]}", constraint=false, tooltip={quoted(words)}];'

@@ -16,7 +16,7 @@ from reclra_graph.export.svg import DEEPEST, DEPTHS, DEPTHS_DARK, clip, draw
 from reclra_graph.ir.device import Device
 from reclra_graph.ir.regions import Region
 from reclra_graph.ir.schedule import Schedule
-from reclra_graph.ir.wiring import Candidate, WiringPlan
+from reclra_graph.ir.wiring import Candidate, Edge, WiringPlan
 
 
 def plan_html(schedule: Schedule) -> str:
@@ -179,12 +179,18 @@ def _data(schedule: Schedule) -> str:
                 "name": edge.name,
                 "source": edge.source,
                 "target": edge.target,
-                "text": f"{edge.form}, {edge.rule}, {'×'.join(map(str, edge.shape))}, {bytes_text(edge.bytes)}",
+                "text": _synapse(edge),
             }
             for edge in plan.edges
         ],
     }
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _synapse(edge: Edge) -> str:
+    """Form, rule, shape and memory of a synapse, and the weight that it mirrors."""
+    parts = [edge.form, edge.rule, "×".join(map(str, edge.shape)) or "without weights", bytes_text(edge.bytes)]
+    return ", ".join([*parts, *([f"mirrors {edge.weight}"] if edge.weight else [])])
 
 
 def _region(plan: WiringPlan, region: Region, place: dict[int, tuple[int, int]]) -> dict[str, Any]:

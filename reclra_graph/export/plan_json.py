@@ -174,6 +174,8 @@ def _edge(edge: Edge) -> dict[str, Json]:
         "shape": list(edge.shape),
         "bytes": edge.bytes,
         "shared": edge.shared,
+        "branch": edge.branch,
+        "weight": edge.weight,
     }
 
 
@@ -217,14 +219,20 @@ def _read_edge(item: object, ids: set[int] | None) -> Edge | str:
     wanted: Sequence[tuple[str, bool]] = (
         *((key, _whole(item.get(key))) for key in ("source", "target", "bytes")),
         *((key, isinstance(item.get(key), str)) for key in ("form", "rule", "shared")),
+        ("branch", _whole(item.get("branch", 0))),
+        ("weight", isinstance(item.get("weight", ""), str)),
     )
     for key, good in wanted:
         if not good:
             return f"its {key} is {item.get(key)!r}"
     shape = item.get("shape")
-    if not isinstance(shape, list) or len(shape) < 2 or not all(_whole(size, 1) for size in shape):
+    least = 0 if item["form"] == "adjoint" and not item.get("weight", "") else 2
+    if not isinstance(shape, list) or len(shape) < least or not all(_whole(size, 1) for size in shape):
         return f"its shape is {shape!r}, not two sizes or more"
     for key in ("source", "target"):
         if ids is not None and item[key] not in ids:
             return f"its {key} {item[key]} is no region of the plan"
-    return Edge(item["source"], item["target"], item["form"], item["rule"], tuple(shape), item["bytes"], item["shared"])
+    return Edge(
+        item["source"], item["target"], item["form"], item["rule"], tuple(shape), item["bytes"], item["shared"],
+        item.get("branch", 0), item.get("weight", ""),
+    )  # fmt: skip

@@ -72,7 +72,7 @@ def node_text(plan: WiringPlan, node: Node) -> str:
     if node.edge is None:
         return f"{label}  (error of the loss)"
     again = "  (see above)" if node.again else ""
-    return f"{label}  [{node.edge.name} {_synapse(node.edge.form, node.edge.shape)}]{again}"
+    return f"{label}  [{node.edge.name} {node.edge.words}]{again}"
 
 
 def report_text(program: StepProgram, seconds: Sequence[tuple[str, float]] = ()) -> str:
@@ -197,10 +197,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _synapse(form: str, shape: tuple[int, ...]) -> str:
-    return f"{form} {'x'.join(map(str, shape))}"
-
-
 def _model(program: StepProgram, plan: WiringPlan) -> Iterator[str]:
     graph = plan.regions.graph
     yield f"model     {graph.model}"
@@ -282,7 +278,7 @@ def _candidates(plan: WiringPlan) -> Iterator[str]:
 
 def _memory(plan: WiringPlan) -> Iterator[str]:
     held = {edge.name: f"that of {edge.shared}" if edge.shared else size(edge.bytes) for edge in plan.edges}
-    rows = [(edge.name, _synapse(edge.form, edge.shape), edge.rule, held[edge.name]) for edge in plan.edges]
+    rows = [(edge.name, edge.words, edge.rule, held[edge.name]) for edge in plan.edges]
     for item in dict.fromkeys(plan.matrix_of.values()):
         common = f"{item.units}x{item.units} (what implicit synapses learn)"
         rows.append((item.name, common, "eq6", size(matrix_bytes(plan.regions, item))))

@@ -121,7 +121,7 @@ def region_text(plan: WiringPlan, region: int) -> str:
     words = [f"region {item.id}", item.name or item.kind, size_text(item.shape)]
     edges = plan.incoming.get(region, ())
     if edges:
-        words.append(f"error from {', '.join(str(edge.source) for edge in edges)}")
+        words.append(f"error from {', '.join(dict.fromkeys(str(edge.source) for edge in edges))}")
     elif region in plan.regions.outputs:
         words.append("carries the loss's error")
     return ", ".join(words)
@@ -176,8 +176,8 @@ def _header(schedule: Schedule, page: Page) -> tuple[str, list[str], float, floa
 def _description(schedule: Schedule) -> str:
     """What the picture shows, in words."""
     plan = schedule.tasks.plan
-    shown = [f"{edge.source} to {edge.target}" for edge in plan.edges[:40]]
-    more = f" and {len(plan.edges) - 40} more" if len(plan.edges) > 40 else ""
+    joined = list(dict.fromkeys(f"{edge.source} to {edge.target}" for edge in plan.edges))
+    shown, more = joined[:40], f" and {len(joined) - 40} more" if len(joined) > 40 else ""
     return (
         f"The forward graph of {plan.regions.graph.model} in panels, operators as boxes, and over it the error "
         f"synapses between regions: {', '.join(shown)}{more}. Error enters at region "

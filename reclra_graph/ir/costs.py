@@ -74,6 +74,17 @@ class Costs:
         moved = 6 * work.stored + self.batch * (units + prod(target))
         return self.device.nanoseconds(flops + 3 * work.stored, self.item * moved, kernels)
 
+    def send_back(self, source: Shape, source_axis: int, target: Shape, weight: Shape) -> int:
+        """Cost of carrying an error back over an adjoint edge whose E has the shape ``weight``, () without one."""
+        entries = prod(weight) if weight else 0
+        flops = 2 * self.batch * entries * prod(_places(source, source_axis))
+        moved = entries + self.batch * (prod(source) + prod(target))
+        return self.device.nanoseconds(flops, self.item * moved, 1)
+
+    def learn_back(self, weight: Shape) -> int:
+        """Cost of what an adjoint edge learns from the change of its weight, with the optimiser's step on E."""
+        return self.device.nanoseconds(4 * prod(weight), self.item * 6 * prod(weight), 2)
+
     def transfer(self, size: int) -> int:
         """Cost of bringing ``size`` bytes to another device."""
         return self.device.transfer(size)

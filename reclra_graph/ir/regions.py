@@ -138,17 +138,23 @@ class RegionGraph:
         return tuple(sorted(pairs))
 
     @cached_property
-    def flow(self) -> tuple[tuple[int, int], ...]:
-        """(i, j) pairs, sorted: z_i is read on the way to z_j, directly or through operators that carry no error
-        neurons. Unlike ``edges`` this tells a region's own representation from what merely stands behind it."""
-        core: dict[str, int] = {}
+    def core(self) -> dict[str, int]:
+        """Region id of every operator on the way to its region's representation; what stands behind it is left out."""
+        found: dict[str, int] = {}
         for region in self.regions[1:]:
             inside, waiting = set(region.operators), [region.post]
             while waiting:
                 name = waiting.pop()
-                if name in inside and name not in core:
-                    core[name] = region.id
+                if name in inside and name not in found:
+                    found[name] = region.id
                     waiting.extend(self.graph.by_name[name].reads)
+        return found
+
+    @cached_property
+    def flow(self) -> tuple[tuple[int, int], ...]:
+        """(i, j) pairs, sorted: z_i is read on the way to z_j, directly or through operators that carry no error
+        neurons. Unlike ``edges`` this tells a region's own representation from what merely stands behind it."""
+        core = self.core
         holds: dict[str, frozenset[int]] = {}
         pairs: set[tuple[int, int]] = set()
         for operator in self.graph.operators:

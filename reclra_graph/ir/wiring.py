@@ -21,10 +21,16 @@ class Edge:
     ``form`` ``"dense"``: shape (units of target, units of source). ``"channel"``: (channels of target, channels of
     source), shared over positions. ``"token"``: the same with the features last. ``"conv"``: the weight's shape of the
     convolution that reads z of the target on the way to h of the source. ``"lowrank(r)"`` and ``"implicit"``: the shape
-    of the dense synapse that they stand for. ``bytes`` counts what is stored for this edge alone; see ``matrices`` for
-    what implicit synapses share. ``rule`` is the synapse's own learning rule. ``shared`` names the edge whose synapse
-    this one uses too: a layer that runs several times, as over the steps of a sequence, hears its errors through the
-    same synapse each time.
+    of the dense synapse that they stand for. ``"adjoint"``: the adjoint of the connection from z of the target to h of
+    the source, E in the place of ``weight``, whose shape it has; () where the connection has no weight, and so no E.
+    ``bytes`` counts what is stored for this edge alone; see ``matrices`` for what implicit synapses share. ``rule`` is
+    the synapse's own learning rule. ``shared`` names the edge whose synapse this one uses too: a layer that runs
+    several times, as over the steps of a sequence, hears its errors through the same synapse each time; so do all
+    adjoint edges of one weight.
+
+    ``weight``: of an adjoint edge, the key of the forward weight that it mirrors; "" for none. ``branch``: its number,
+    from 1, where several adjoint edges join the same two regions, as against a layer and against the skip around it; 0
+    where it is alone.
     """
 
     source: int
@@ -34,6 +40,8 @@ class Edge:
     shape: tuple[int, ...]
     bytes: int
     shared: str = ""
+    branch: int = 0
+    weight: str = ""
 
     @property
     def synapse(self) -> str:
@@ -42,8 +50,24 @@ class Edge:
 
     @property
     def name(self) -> str:
-        """``"9->5"``: the key of the synapse everywhere."""
-        return f"{self.source}->{self.target}"
+        """``"9->5"``, or ``"9->5.2"`` for a branch: the key of the synapse everywhere."""
+        return f"{self.source}->{self.target}" + (f".{self.branch}" if self.branch else "")
+
+    @property
+    def stored(self) -> bool:
+        """Whether the edge has numbers of its own: it shares them with no other, and has some."""
+        return not self.shared and not (self.form == "adjoint" and (not self.weight or self.rule == "sign"))
+
+    @property
+    def home(self) -> int:
+        """The region on whose lane the synapse lives and learns. Over adjoint edges an error is carried back where it
+        was made."""
+        return self.source if self.form == "adjoint" else self.target
+
+    @property
+    def words(self) -> str:
+        """Form and shape, for people: ``"dense 16x10"``."""
+        return f"{self.form} {'x'.join(map(str, self.shape)) or 'without weights'}"
 
 
 @dataclass(frozen=True)
@@ -224,12 +248,12 @@ class WiringPlan:
     @cached_property
     def owners(self) -> dict[str, int]:
         """Every tensor of E by name, with the region on whose lane it lives: where a synapse ends; where a matrix M_j
-        begins."""
+        begins, and an adjoint edge."""
         found = {item.name: item.source for item in self.matrix_of.values()}
         for edge in self.edges:
-            if not edge.shared:
+            if edge.stored:
                 parts = (".A", ".B") if rank_of(edge.form) else ("",)
-                found.update({f"{edge.name}{part}": edge.target for part in parts})
+                found.update({f"{edge.name}{part}": edge.home for part in parts})
         return found
 
     @cached_property

@@ -15,6 +15,7 @@ def rule(name: str) -> Callable[..., Any]:
     """The function behind a call's name, e.g. ``rules.target.target``. Raises KeyError for an unknown name."""
     prefix, module, function = name.split(".")
     if prefix != "rules" or module not in (
+        "adjoint",
         "carry",
         "discrepancy",
         "factors",

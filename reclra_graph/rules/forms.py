@@ -7,6 +7,7 @@
 | ``lowrank(r)`` | A [units of target, r], B [r, units of source]; E = A B | that of dense |
 | ``conv`` | E | of the weight of the convolution from the target to the source |
 | ``channel``, ``token`` | E, shared over positions | [features of target, features of source] |
+| ``adjoint`` | E; nothing under the rule ``sign``, or without a weight | of the forward weight that it mirrors |
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from reclra_graph.options import Options, rank_of
 from reclra_graph.rules.fit import default_rule, form_fits
 from reclra_graph.rules.operators import short
 from reclra_graph.rules.table import bound, padding_of, repeated
+from reclra_graph.rules.way_back import fan_in as weight_fan_in
+from reclra_graph.rules.way_back import ways
 
 KEY = 2
 """Integers in the key of an implicit synapse."""
@@ -88,6 +91,8 @@ def pick(regions: RegionGraph, source: int, target: int, options: Options) -> st
     """The form of an edge: the one asked for where it fits. Else over sequences position by position; dense; shared
     over positions where dense would be too large."""
     asked = options.synapse
+    if asked == "adjoint" and ways(regions).branches(source, target):
+        return asked
     ranks = (rank_of(asked),) if rank_of(asked) else ()
     rule = default_rule(regions, source, options)
     fit = fitting(regions, source, target, rule=rule, largest=options.synapse_entries, ranks=ranks)
@@ -155,6 +160,8 @@ def item_bytes(regions: RegionGraph, target: int) -> int:
 
 def work(regions: RegionGraph, edge: Edge) -> int:
     """Floating-point operations per sample of sending an error over an edge; its learning takes as many."""
+    if edge.form == "adjoint":
+        return 0  # counted with the operators that its error goes back over
     if rank_of(edge.form):
         return 2 * rank_of(edge.form) * sum(edge.shape)
     positions = regions.regions[edge.source].shape[1:] if edge.form == "conv" else ()
@@ -174,11 +181,11 @@ def stored(plan: WiringPlan, shared: Iterable[Matrix] = ()) -> tuple[Stored, ...
     last."""
     found: dict[str, Stored] = {}
     for edge in sorted(plan.edges, key=lambda item: (-item.source, -item.target)):
-        name, region = edge.synapse, edge.target
+        name, region = edge.synapse, edge.home
         matrix = plan.matrix_of.get(edge.name)
         if matrix is not None and matrix.name not in found:
             found[matrix.name] = Stored(matrix.name, (matrix.units, matrix.units), "identity", edge.source)
-        if edge.shared:
+        if not edge.stored:
             continue
         rank = rank_of(edge.form)
         if edge.form == "implicit":
@@ -195,6 +202,10 @@ def stored(plan: WiringPlan, shared: Iterable[Matrix] = ()) -> tuple[Stored, ...
 
 def _fan_in(plan: WiringPlan, edge: Edge) -> float:
     """How many errors add up in one displacement; on average over the positions, for a transposed convolution."""
+    if edge.form == "adjoint":
+        branches = ways(plan.regions).branches(edge.source, edge.target)
+        operator = next(item.operator for item in branches if item.weight == edge.weight)
+        return weight_fan_in(plan.regions.graph.by_name[operator], plan.regions.graph)
     if edge.form != "conv":
         return edge.shape[1]
     source, target = plan.regions.regions[edge.source], plan.regions.regions[edge.target]

@@ -102,6 +102,21 @@ def _convolved(function: Any, x: Tensor, weight: Tensor, rest: tuple[Any, ...], 
     return function(*scaled, *rest).float() / first / second  # type: ignore[no-any-return]
 
 
+def convolution(
+    function: Any, e: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...],
+    dilation: tuple[int, ...], groups: int, low: Low = None,
+) -> Tensor:  # fmt: skip
+    """``function``, one of torch.nn.functional's convolutions, without a bias. e: [B, in, …]; weight: [out, in /
+    groups, *kernel]."""
+    rest = (None, stride, padding, dilation, groups)
+    if low is None:
+        return function(e, weight, *rest)  # type: ignore[no-any-return]
+    if low == "bfloat16":
+        return function(e.bfloat16(), weight.bfloat16(), *rest).float()  # type: ignore[no-any-return]
+    first, second = unit(e, weight.numel() / weight.shape[0]), unit(weight)
+    return function((e * first).half(), (weight * second).half(), *rest).float() / first / second  # type: ignore[no-any-return]
+
+
 def local_unit(e: Tensor, batch: int, positions: int) -> Tensor:
     """``unit`` of an error that a region's own float16 operators carry on; what they derive is divided by it. Room is
     left for sums over all positions of inputs of up to 16."""

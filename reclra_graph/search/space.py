@@ -66,7 +66,7 @@ class Space:
             drawn[name] = low if low == high else trial.suggest_float(name, low, high, log=True)
         low, high = self.gamma
         if drawn["rule"] == "fixed":
-            drawn["gamma"] = Options().gamma  # which the rule does not read
+            drawn["gamma"] = Options().synapse_rate  # which the rule does not read
         else:
             drawn["gamma"] = low if low == high else trial.suggest_float("gamma", low, high, log=True)
         return drawn

@@ -75,7 +75,7 @@ def _parameters(tasks: TaskGraph) -> Iterator[Problem]:
         if f"P[{key}]" not in written:
             yield Problem("RG501", f"{key} learns, but no task updates it", key)
     for edge in tasks.plan.edges:
-        if edge.rule == "fixed":
+        if edge.rule in ("fixed", "sign"):
             continue
         matrix = tasks.matrices.get(edge.name)
         if f"E[{matrix.name if matrix else what_learns(tasks.plan, edge)}]" not in written:

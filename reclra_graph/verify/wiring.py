@@ -9,9 +9,10 @@ import networkx as nx
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.wiring import Edge, WiringPlan
-from reclra_graph.options import SYNAPSE_RULES, UPDATES, known_form
+from reclra_graph.options import MIRRORING, SYNAPSE_RULES, UPDATES, known_form
 from reclra_graph.rules.fit import misfit
 from reclra_graph.rules.forms import own_bytes, shape
+from reclra_graph.rules.way_back import ways
 
 
 def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
@@ -29,7 +30,9 @@ def wiring_problems(plan: WiringPlan) -> Iterator[Problem]:
         if edge.target in outputs:
             yield Problem("RG404", f"edge {edge.name} leads into the output", place)
         wires.add_edge(edge.source, edge.target)
-        yield from _shape(plan, edge)
+        if edge.form != "adjoint":
+            yield from _shape(plan, edge)
+    yield from _adjoint(plan)
     yield from _sharing(plan)
     yield from _placement(plan)
     if [item.label for item in plan.losses] != [item.label for item in plan.regions.graph.outputs]:
@@ -90,8 +93,50 @@ def _sharing(plan: WiringPlan) -> Iterator[Problem]:
         if other is None:
             cause = f"edge {edge.name} shares the synapse {edge.shared}, which is no edge's own"
             yield Problem("RG404", cause, edge.name)
-        elif (other.source, other.shape, other.form, other.rule) != (edge.source, edge.shape, edge.form, edge.rule):
+        alike = (edge.source, edge.shape, edge.form, edge.rule, "")
+        if edge.form == "adjoint":  # of one weight, which several regions may use
+            alike = (edge.source if other is None else other.source, edge.shape, edge.form, edge.rule, edge.weight)
+        if other is not None and (other.source, other.shape, other.form, other.rule, other.weight) != alike:
             yield Problem("RG404", f"edge {edge.name} cannot share the synapse of {other.name}", edge.name)
+
+
+def _adjoint(plan: WiringPlan) -> Iterator[Problem]:
+    """Adjoint edges go against connections that there are, all branches of each, and have the shapes of the weights."""
+    pairs: dict[tuple[int, int], list[Edge]] = {}
+    sites, learning = set(plan.regions.sites), {key for item in plan.regions.regions for key in item.parameters}
+    for edge in plan.edges:
+        place = f"edge {edge.name}"
+        if edge.form == "adjoint" and {edge.source, edge.target} <= sites:
+            pairs.setdefault((edge.source, edge.target), []).append(edge)
+        elif edge.branch or edge.weight:
+            yield Problem("RG501", f"edge {edge.name} is {edge.form}, and yet the branch of a connection", place)
+        elif edge.rule in MIRRORING:
+            yield Problem(
+                "RG442", f"edge {edge.name} is {edge.form}, and has no weight for the rule {edge.rule}", place
+            )
+    item = 8 if plan.regions.synapse_dtype == "float64" else 4
+    for (source, target), edges in pairs.items():
+        branches = ways(plan.regions).branches(source, target)
+        numbers = range(1, len(branches) + 1) if len(branches) > 1 else [0] * len(branches)
+        wanted = {number: item.weight for number, item in zip(numbers, branches, strict=True)}
+        if not branches:
+            yield Problem(
+                "RG404", f"no error can go back from region {source} to region {target}", f"edge {source}->{target}"
+            )
+        elif {edge.branch: edge.weight for edge in edges} != wanted:
+            cause = f"the branches from region {source} to region {target} are not those of the connection"
+            yield Problem("RG501", cause, f"edge {source}->{target}")
+            continue
+        shapes = {item.weight: plan.regions.graph.types[item.value].shape if item.value else () for item in branches}
+        for edge in edges if branches else ():
+            place = f"edge {edge.name}"
+            if edge.shape != shapes[edge.weight]:
+                yield Problem("RG501", f"synapse {edge.name} is {edge.shape}, its weight {shapes[edge.weight]}", place)
+            unfit = edge.rule == "kp" and edge.weight not in learning
+            if edge.rule not in SYNAPSE_RULES or unfit or (not edge.weight and edge.rule != "fixed"):
+                yield Problem("RG404", f"edge {edge.name} cannot have the rule {edge.rule!r}", place)
+            if edge.bytes != (own_bytes(edge.form, edge.shape, item) if edge.weight and edge.rule != "sign" else 0):
+                yield Problem("RG501", f"synapse {edge.name} takes {edge.bytes} bytes in the plan", place)
 
 
 def _shape(plan: WiringPlan, edge: Edge) -> Iterator[Problem]:
