@@ -18,7 +18,7 @@ from reclra_graph.ir.operators import OperatorGraph
 from reclra_graph.ir.program import StepProgram
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.tasks import TaskGraph
-from reclra_graph.options import TOGETHER, Options
+from reclra_graph.options import MIRRORING, TOGETHER, Options
 from reclra_graph.passes.autocast import autocast
 from reclra_graph.passes.capture import capture
 from reclra_graph.passes.costs import batch_size, device_costs, unit_costs

@@ -19,6 +19,8 @@ from reclra_graph.ir.regions import Region
 from reclra_graph.ir.wiring import Edge, Loss
 from reclra_graph.passes.synapse_calls import displaced
 from reclra_graph.reference import Interpreter
+from reclra_graph.reference_back import Back
+from reclra_graph.reference_rules import loss_of
 from reclra_graph.rules import layout, rule, target
 from reclra_graph.rules.synapse import flat
 from reclra_graph.runtime.compiled import CompiledStep
@@ -86,7 +88,7 @@ class Inside(Interpreter):
 
     def loss_of(self, z: Tensor, y: Tensor, output: Region, kind: Loss) -> Tensor:
         """The loss of one result of forward()."""
-        return self._loss(z, y, output, kind)[0]
+        return loss_of(z.to(self._dtype(output.id)), y, output, kind, self.batch)[0]
 
     def _phi(self, region: Region) -> Any:
         return self._chain(region)
@@ -96,6 +98,19 @@ class Inside(Interpreter):
 
     def _synapse(self, *_: Any) -> None:
         """Nothing, likewise."""
+
+    def _outer(self, *_: Any) -> None:
+        """Nothing, likewise."""
+
+    def _send_back(self, source: Region) -> None:
+        """What goes back over adjoint edges is noted for each of them, the branches of one connection together."""
+        edges = [edge for edge in self.plan.outgoing.get(source.id, ()) if edge.form == "adjoint"]
+        if edges:
+            back = Back(self.plan, self.values, self.synapses, self._call, self.batch)
+            back.send(source, self.errors[source.id])
+            for edge in edges:
+                self.arrived[edge.name] = self.samples(self.regions[edge.target], back.displacements[edge.target])
+        super()._send_back(source)
 
     def samples(self, region: Region, value: Tensor) -> Tensor:
         """A value of a region with the batch in front."""

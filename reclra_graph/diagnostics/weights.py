@@ -36,17 +36,20 @@ Held = Mapping[str, Tensor]
 
 def angle(step: CompiledStep, edge: Edge, synapses: Held, parameters: Held) -> tuple[Figure, tuple[str, ...]]:
     """(angle in degrees, or why there is none; keys of the weights, the one next to the source first)."""
+    if edge.form == "adjoint" and edge.synapse in synapses:  # in the weight's own shape
+        found = entries(synapses[edge.synapse], parameters[edge.weight])
+        return found.angle("the synapse", "the weight"), (edge.weight,)
     compare = _COMPARE.get("lowrank" if rank_of(edge.form) else edge.form)
     if compare is None:
         return (None, f"{edge.form} synapses are not compared with weights"), ()
     hops = route(step.plan.regions, edge.source, edge.target)
     if isinstance(hops, str):
         return (None, hops), ()
-    found = compare(step, edge, hops, synapses, parameters)
+    product = compare(step, edge, hops, synapses, parameters)
     weights = tuple(hop.weight for hop in hops)
-    if isinstance(found, str):
-        return (None, found), weights
-    return found.angle("the synapse", "the weights' product"), weights
+    if isinstance(product, str):
+        return (None, product), weights
+    return product.angle("the synapse", "the weights' product"), weights
 
 
 def entries(synapse: Tensor, weight: Tensor) -> Sums:
