@@ -9,30 +9,53 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type)
+_OWN = {*vars(nn.Module())} - {"_forward_hooks", "_forward_pre_hooks"}
+"""What every module has, and is no setting of it: compared elsewhere, or of no matter."""
 
 
-def unlike(first: nn.Module, other: nn.Module) -> str:
-    """The first difference that may matter: of the modules' names, classes and settings, or of what is frozen; "" where
-    there is none. What is not seen through, such as objects of other kinds, counts as one."""
+def built_otherwise(first: nn.Module, other: nn.Module) -> str:
+    """The first difference between the models' modules, by name and class, or between what they hold: names, shapes,
+    dtypes, and what is frozen. "" where there is none."""
     for one, two in zip_longest(first.named_modules(), other.named_modules()):
         if one is None or two is None or one[0] != two[0] or type(one[1]) is not type(two[1]):
             return f"{_shown(two)}, where the first has {_shown(one)}"
-        mine, yours = _settings(one[1]), _settings(two[1])
-        for key in {**mine, **yours}:
-            if key not in mine or key not in yours or not _same(mine[key], yours[key]):
-                return f"{_shown(two)} with another {key} than the first"
-    for (name, value), (_, twin) in zip(first.named_parameters(), other.named_parameters(), strict=False):
-        if value.requires_grad != twin.requires_grad:
-            return f"{name} {'learning' if twin.requires_grad else 'frozen'}, unlike the first"
+    held, others = _held(first), _held(other)
+    for name in {**held, **others}:
+        if held.get(name) != others.get(name):
+            return f"{name} {others.get(name, 'missing')}, where the first has it {held.get(name, 'missing')}"
     return ""
+
+
+def set_otherwise(first: nn.Module, other: nn.Module) -> tuple[str, ...]:
+    """All differences in the settings of modules that are built alike; they may matter or not. What is not seen
+    through, such as objects of other kinds, counts as one."""
+    found = []
+    for one, two in zip(first.named_modules(), other.named_modules(), strict=True):
+        mine, yours = _settings(one[1]), _settings(two[1])
+        found += [
+            f"{_shown(two)} with another {key} than the first"
+            for key in {**mine, **yours}
+            if key not in mine or key not in yours or not _same(mine[key], yours[key])
+        ]
+    return tuple(found)
 
 
 def _shown(item: tuple[str, nn.Module] | None) -> str:
     return "nothing more" if item is None else f"{item[0] or 'the model'} {type(item[1]).__name__}"
 
 
+def _held(module: nn.Module) -> dict[str, str]:
+    """What there is to know of parameters and buffers but their numbers."""
+    found = {name: "frozen " * (not value.requires_grad) + _kind(value) for name, value in module.named_parameters()}
+    return found | {name: _kind(value) for name, value in module.named_buffers()}
+
+
+def _kind(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if key[:1] != "_" and key != "training"}
+    return {key: value for key, value in vars(module).items() if key not in _OWN}
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.stacked import StackedStep
@@ -84,7 +85,9 @@ class StackedBackprop(StackedStep):
                     optimise(stored, name, gradient, rates["lr"])
             return [found["loss"], found["finite"]]
 
-        with instead(step.module.__dict__, check_inputs=lambda *_: None, Lanes=one_lane(step)):
+        # The derivative of the CPU's fused attention, taken apart, is silently another.
+        files = instead(step.module.__dict__, check_inputs=lambda *_: None, Lanes=one_lane(step))
+        with files, sdpa_kernel(SDPBackend.MATH):
             plain = make_fx(run, tracing_mode="fake")(*flat)
         module = make_fx(torch.func.functionalize(plain), tracing_mode="fake")(*flat)
         module.graph.eliminate_dead_code(_is_kept)  # nothing reads targets and updates, nor synapses therefore

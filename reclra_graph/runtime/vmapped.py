@@ -26,6 +26,7 @@ from reclra_graph.runtime.traced import Traced, finished, share_repeated
 _aten: Any = torch.ops.aten
 _functorch: Any = torch._C._functorch
 _COPY = _aten.copy.default
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default}
 _APART = {_aten.native_batch_norm_backward.default}
 """Operators whose batching rules give no derivative of a scale that they are not told of."""
 
@@ -87,10 +88,20 @@ class _Runner(Interpreter):
     """Runs a graph under torch.vmap. For operators that have no batching rule it takes PyTorch's decomposition where
     there is one, so that vmap does not fall back to one run after the other."""
 
+    def run_node(self, n: Node) -> Any:
+        if n.target is _aten.as_strided.default:
+            source = n.args[0]
+            assert isinstance(source, Node)
+            if self.env[source].stride() != source.meta["val"].stride():
+                raise RuntimeError(f"{n.target} reads memory as it lies, and of several runs it lies otherwise")
+        return super().run_node(n)
+
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is _COPY:
             store, value = args
             return value.to(store.dtype).expand_as(store)
+        if target in _VIEWS:  # what several runs compute may lie in memory in another order than what one does
+            return torch.reshape(*args)
         apart = decomposition_table.get(target)
         if apart is None:
             return super().call_function(target, args, kwargs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reclra_graph as rg
-from reclra_graph.runtime.alike import unlike
+from reclra_graph.runtime.alike import built_otherwise, set_otherwise
 from reclra_graph.runtime.stacked_backprop import StackedBackprop
 from tests.models import mlp
 from tests.unit.refusals import refused
@@ -107,7 +107,7 @@ def test_runs_and_seeds_are_counted() -> None:
     [
         (Net(1, scale=3.0), "another scale"),
         (Net(1, act=torch.relu), "another act"),
-        (Net(1).requires_grad_(False), "first.weight frozen"),
+        (Net(1).requires_grad_(False), "first.weight frozen float32[5, 4], where the first has it float32[5, 4]"),
         (mlp(4, 5, 3), "the model Sequential, where the first has the model Net"),
     ],
 )
@@ -117,11 +117,11 @@ def test_models_that_compute_something_else_are_refused(other: nn.Module, said: 
 
 
 def test_models_of_other_sizes_or_dtypes_are_refused() -> None:
-    wide = Net(1)
-    wide.first = nn.Linear(4, 5, bias=False)
-    with pytest.raises(rg.ModelError, match="RG621"):
-        stacked([Net(0), wide])
-    refused(rg.ModelError, lambda: stacked([Net(0), Net(1).double()]), "RG621")
+    for other in (mlp(4, 6, 3), nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3))):
+        with pytest.raises(rg.ModelError, match="RG621"):
+            stacked([mlp(4, 5, 3), other])
+    with pytest.raises(rg.ModelError, match=r"0.weight float64\[5, 4\]"):
+        stacked([mlp(4, 5, 3), mlp(4, 5, 3).double()])
     one = Net(0)
     with pytest.raises(rg.ModelError, match=r"run 1 and run 0 have one tensor for P\[first.weight\]"):
         stacked([one, one])
@@ -135,9 +135,9 @@ def test_a_recorded_path_must_be_that_of_every_model() -> None:
 
 
 def test_what_cannot_matter_is_no_difference() -> None:
-    assert unlike(Net(0).eval(), Net(0).train()) == ""
-    assert unlike(Net(0), Net(1)) == "the model Net with another seed than the first"  # looked into by capture
-    assert unlike(nn.Sequential(nn.Tanh()), nn.Sequential(nn.Tanh(), nn.Tanh())) == (
-        "1 Tanh, where the first has nothing more"
-    )
-    assert unlike(nn.Dropout(0.1), nn.Dropout(0.2)) == "the model Dropout with another p than the first"
+    assert built_otherwise(Net(0), Net(1)) == ""
+    assert set_otherwise(Net(0).eval(), Net(0).train()) == ()
+    assert set_otherwise(Net(0), Net(1)) == ("the model Net with another seed than the first",)  # capture will tell
+    two, three = (nn.Sequential(*(nn.Dropout(0.1 * count) for _ in range(count))) for count in (2, 3))
+    assert built_otherwise(two, three) == "2 Dropout, where the first has nothing more"
+    assert set_otherwise(two, three[:2]) == tuple(f"{item} Dropout with another p than the first" for item in range(2))

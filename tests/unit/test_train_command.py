@@ -18,7 +18,7 @@ from reclra_graph.cli import render
 from reclra_graph.cli.app import compile_command
 from reclra_graph.cli.compile_options import NOT_OPTIONS, read_options
 from reclra_graph.cli.train import train
-from reclra_graph.methods.names import METHODS
+from reclra_graph.methods.registry import METHODS
 from reclra_graph.train import fit as fit_module
 from reclra_graph.train.log import read_log
 from reclra_graph.train.trainer import Progress
