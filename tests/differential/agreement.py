@@ -51,5 +51,7 @@ def agrees(
     frozen = dict(step.plan.regions.frozen)
     keys = {item.key for item in step.plan.regions.graph.parameters} - set(frozen)
     still = {key for key in keys if torch.equal(held[key], start[key])}
-    assert still == set(), still
+    # A bias in front of a batch norm has the derivative 0, but for roundings.
+    unmoved = {"stem.bias"} if options.get("update") == "local_vjp" else set[str]()
+    assert still <= unmoved, still
     return step
