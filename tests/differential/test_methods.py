@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from typing import Any
 
 import pytest
@@ -68,53 +66,15 @@ def test_it_learns_a_residual_net(name: str) -> None:
 
 def test_own_options_win_over_the_methods() -> None:
     x, _ = batch(6)
-    assert step_of("dfa", mlp(*WIDTHS), x, wiring="chain").plan.wiring == "chain"
-    assert step_of("kp", mlp(*WIDTHS), x, gamma=0.5).plan.rates.gamma == 0.5
-
-
-def direction(step: CompiledStep, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    _, deltas, _ = step.deltas(x, y)
-    return deltas
-
-
-@pytest.mark.parametrize("name", ["fa", "kp"])
-def test_with_the_forward_weights_in_its_synapses_it_is_backprop(name: str) -> None:
-    """Reverse wiring, errors by the derivative of φ: with E = W feedback alignment and Kolen-Pollack are backprop."""
-    torch.manual_seed(3)
-    model = mlp(*WIDTHS).double()
-    twin = copy.deepcopy(model)
-    x, y = batch(6)
-    x = x.double()
-    step = step_of(name, model, x)
-    for synapse, value in step.synapses.items():
-        weight = model[2 * (int(synapse.split("->")[0]) - 1)].weight.detach()  # type: ignore[operator]
-        value.copy_(weight if value.shape == weight.shape else weight.T)
-    nn.functional.cross_entropy(twin(x), y).backward()
-    found = direction(step, x, y)
-    for key, item in twin.named_parameters():
-        torch.testing.assert_close(found[key], item.grad, rtol=1e-9, atol=1e-12)
-
-
-def test_sign_symmetry_sends_the_error_over_the_signs_of_the_weights() -> None:
-    """One hidden layer: d = s sign(W)ᵀ e, with s = √(2 / units of the output)."""
-    torch.manual_seed(5)
-    model = mlp(6, 8, 3).double()
-    x, y = batch(6)
-    x = x.double()
-    found = direction(step_of("ss", model, x), x, y)
-    with torch.no_grad():
-        z = torch.tanh(model[0](x))
-        e = torch.softmax(model[2](z), 1) - nn.functional.one_hot(y, 3)
-        d = e @ torch.sign(model[2].weight)
-        want = ((1 - z.square()) * d).T @ x / len(x)
-    torch.testing.assert_close(found["0.weight"], math.sqrt(2 / 3) * want, rtol=1e-8, atol=1e-12)
+    assert step_of("reclra-dkp", mlp(*WIDTHS), x, wiring="chain").plan.wiring == "chain"
+    assert step_of("lra-e", mlp(*WIDTHS), x, gamma=0.5).plan.rates.gamma == 0.5
 
 
 def test_kolen_pollack_synapses_come_to_lie_along_the_weights() -> None:
     torch.manual_seed(1)
     x, y = batch(6, count=60)
     model = mlp(*WIDTHS)
-    learner = build("kp", model, (x,), weight_decay=0.01)
+    learner = build("lra-e", model, (x,), weight_decay=0.01)
     assert isinstance(learner, StepLearner)
 
     def alignment() -> float:

@@ -32,7 +32,7 @@ def batch(count: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def test_the_methods_are_these() -> None:
-    names = "bp fa dfa kp wm ss lra-e reclra tp dtp eprop reclra-hybrid reclra-dkp local"
+    names = "bp lra-e reclra tp dtp eprop reclra-hybrid reclra-dkp local"
     assert list(METHODS) == names.split()
     for name, method in METHODS.items():
         assert method.name == name
@@ -49,7 +49,7 @@ def test_a_method_sets_only_options_that_there_are(name: str) -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(UsageError, match=r"(?s)RG405.*no method 'sgd'.*Choose one of bp, fa, .*local"):
+    with pytest.raises(UsageError, match=r"(?s)RG405.*no method 'sgd'.*Choose one of bp, .*local"):
         method_of("sgd")
 
 
