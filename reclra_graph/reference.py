@@ -22,7 +22,7 @@ from reclra_graph.ir.operators import OPAQUE, Operator, Ref, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, Loss, WiringPlan
-from reclra_graph.options import rank_of
+from reclra_graph.options import AS_WEIGHT, rank_of
 from reclra_graph.reference_back import Back
 from reclra_graph.rules import adjoint, discrepancy, implicit, layout, loss, precision, rule, synapse, target
 from reclra_graph.rules.forms import Convolution, convolution, what_learns
@@ -110,7 +110,7 @@ class _Step:
             self.align(output)
         rates = self.plan.rates
         for edge in self.plan.edges:
-            if edge.rule == "kp":
+            if edge.form == "adjoint" and edge.rule in AS_WEIGHT:
                 self.moved[edge.synapse] = -rates.lr * adjoint.mirrored(rates.gamma, self.deltas[edge.weight])
         for key, delta in self.deltas.items():
             self.parameters[key].sub_(rates.lr * delta)

@@ -33,7 +33,7 @@ RANK = {
     "export": 5,
     "runtime": 6,
     "reference": 6,
-    "reference_back": 6,
+    "reference_back": 5,
     "passes": 7,
     "api": 8,
     "bench": 9,
