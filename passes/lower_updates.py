@@ -211,7 +211,8 @@ def synapse_update(state: Lowering, region: Region) -> None:
             calls.append(learned(plan, edge, e[edge.source], d, delta, state.type_of(region).dtype))
             deltas.append((f"E[{what_learns(plan, edge)}]", delta))
             flops += work(plan.regions, edge)
-    stateful = [edge for edge in plan.incoming.get(number, ()) if edge.rule in ("dkp", "readout")]
+    arriving = [edge for edge in plan.incoming.get(number, ()) if edge.form != "adjoint"]
+    stateful = [edge for edge in arriving if edge.rule in ("dkp", "readout")]
     made, found = learned_from_state(state, region, stateful)
     calls += made
     deltas += found

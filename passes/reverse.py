@@ -15,7 +15,7 @@ from dataclasses import replace
 from reclra_graph.errors import ModelError, Problem
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.wiring import Edge
-from reclra_graph.options import MIRRORING, Options
+from reclra_graph.options import AS_WEIGHT, MIRRORING, Options
 from reclra_graph.passes.trees import reachable, supported
 from reclra_graph.rules.forms import own_bytes
 from reclra_graph.rules.way_back import TRACED, Branch, is_linear, ways
@@ -87,7 +87,7 @@ def adjoint_edges(
             edge = Edge(source, target, ADJOINT, "fixed", (), 0, "", number if len(branches) > 1 else 0, branch.weight)
             asked = rules.get(edge.name, rules.get(f"{source}->{target}", rule))
             if branch.weight:
-                frozen = asked == "kp" and branch.weight in keys - learning
+                frozen = asked in AS_WEIGHT and branch.weight in keys - learning
                 edge = replace(edge, rule="fixed" if frozen else asked, shape=branch_shape(regions, branch))
             if edge.stored:
                 shares = first.setdefault((branch.weight, edge.rule), edge)
@@ -111,14 +111,15 @@ def branch_shape(regions: RegionGraph, branch: Branch) -> tuple[int, ...]:
 def edge_problems(regions: RegionGraph, options: Options, edges: Sequence[Edge]) -> list[Problem]:
     """Rules that do not fit their edges, and derivatives on the way back that ``strict`` refuses."""
     problems, learning = [], _learning(regions)
+    advice_for_one = "Give this edge another rule in a wiring file, or multiply with the parameter itself."
     advice = 'Use wiring="reverse", or the form adjoint between neighbours; or another rule.'
     for edge in edges:
         if edge.rule in MIRRORING and edge.form != ADJOINT:
             cause = f"edge {edge.name} has the rule {edge.rule!r}, which needs a weight to mirror; it is {edge.form}"
             problems.append(Problem("RG442", cause, f"edge {edge.name}", advice))
-        elif edge.rule == "kp" and edge.weight not in learning:
-            cause = f"edge {edge.name} has the rule 'kp', but {edge.weight}, which it mirrors, is no parameter"
-            problems.append(Problem("RG442", cause, f"edge {edge.name}", "Choose another rule for this edge."))
+        elif edge.form == ADJOINT and edge.rule in AS_WEIGHT and edge.weight not in learning:
+            cause = f"edge {edge.name} has the rule {edge.rule!r}, but {edge.weight}, which it mirrors, is no parameter"
+            problems.append(Problem("RG442", cause, f"edge {edge.name}", advice_for_one))
     return problems + (_strict_problems(regions, edges) if options.strict else [])
 
 

@@ -20,6 +20,7 @@ from reclra_graph.ir.operators import Argument, Operator, Ref, TensorType
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge
+from reclra_graph.options import AS_WEIGHT
 from reclra_graph.passes.derive import NoDerivative, derive
 from reclra_graph.passes.local import FRESH
 from reclra_graph.passes.lower_state import Lowering, operator_flops
@@ -325,11 +326,10 @@ def learn_back(state: Lowering, region: Region, calls: list[Call]) -> tuple[list
 
 
 def mirror_weights(state: Lowering) -> None:
-    """Synapses that learn what their weight learns (rule ``kp``): from the same deltas, by tasks that come when all of
-    them are there."""
+    """Synapses that move as their weights do (``options.AS_WEIGHT``), from the same deltas, once all are there."""
     done = set[str]()
     for edge in state.plan.edges:
-        if edge.rule != "kp" or edge.synapse in done:
+        if edge.form != "adjoint" or edge.rule not in AS_WEIGHT or edge.synapse in done:
             continue
         done.add(edge.synapse)
         deltas = state.deltas[f"P[{edge.weight}]"]

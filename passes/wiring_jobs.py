@@ -45,7 +45,7 @@ def edge_cost(regions: RegionGraph, edge: Edge, costs: Costs) -> tuple[int, int]
     source, target = regions.regions[edge.source], regions.regions[edge.target]
     if edge.form == "adjoint":
         sent = costs.send_back(source.shape, source.axis, target.shape, edge.shape)
-        return sent, costs.learn_back(edge.shape) if edge.rule in ("eq6", "kp") else 0
+        return sent, costs.learn_back(edge.shape) if edge.rule not in ("fixed", "sign") else 0
     displace, learn = costs.synapse(source.shape, source.axis, target.shape, target.axis, edge.form)
     return displace * (2 if edge.rule == "readout" else 1), learn if edge.rule != "fixed" else 0
 

@@ -14,6 +14,8 @@ WIRINGS = ("auto", "flat", "chain", "blocks", "reverse")
 SYNAPSE_RULES = ("eq6", "fixed", "kp", "dkp", "mirror", "sign", "readout")
 MIRRORING = ("kp", "sign")
 """Rules that need a forward weight to mirror: those of ``adjoint`` edges, and so of the wiring "reverse"."""
+AS_WEIGHT = ("kp",)
+"""Rules under which the E of an ``adjoint`` edge moves as its weight does."""
 FORMS = ("dense", "implicit", "lowrank(r)", "conv", "channel", "token", "adjoint")
 """Forms of an error synapse; r is a whole number of at least 1."""
 SIGNS = ("descend", "printed")

@@ -22,7 +22,7 @@ from reclra_graph.ir.operators import OPAQUE, Operator, Ref, references
 from reclra_graph.ir.regions import LOCAL, Region
 from reclra_graph.ir.tasks import Call
 from reclra_graph.ir.wiring import Edge, WiringPlan
-from reclra_graph.options import rank_of
+from reclra_graph.options import AS_WEIGHT, rank_of
 from reclra_graph.reference_back import Back
 from reclra_graph.reference_rules import ends, loss_of, outer_product, readout_error
 from reclra_graph.rules import adjoint, discrepancy, implicit, layout, mirror, precision, rule, synapse, target
@@ -153,7 +153,7 @@ class _Step:
         """Plain SGD, and the buffers' new values."""
         rates = self.plan.rates
         for edge in self.plan.edges:
-            if edge.rule == "kp":
+            if edge.form == "adjoint" and edge.rule in AS_WEIGHT:
                 self.moved[edge.synapse] = -rates.lr * adjoint.mirrored(rates.gamma, self.deltas[edge.weight])
         for key, delta in self.deltas.items():
             self.parameters[key].sub_(rates.lr * delta)

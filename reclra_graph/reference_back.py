@@ -97,14 +97,17 @@ class Back:
         more: dict[str, Any] = {SYNAPSE.name: synapse}
         found = self.run(Call(call.function, call.args, (("low", low),)), error, more)
         if edge.rule == "eq6":
-            call = outer(operator, graph, value, Ref("d"))
-            assert call is not None
-            product = self.run(Call(call.function, call.args, (("low", low),)), error, {"d": found})
-            rates = self.plan.rates
+            rates, product = self.plan.rates, self._outer(operator, value, found, error)
             delta = adjoint_rules.outer_eq6(product, rates.gamma, positions(operator, graph), rates.sign == "descend")
             held = self.outers.get(edge.synapse)
             self.outers[edge.synapse] = delta if held is None else held + delta
         return found
+
+    def _outer(self, operator: Operator, value: str, a: Tensor, b: Tensor) -> Tensor:
+        """a bᵀ in the layout of an operator's weight, mean over the batch: a at its data ``value``, b at its output."""
+        call = outer(operator, self.plan.regions.graph, value, Ref("a"))
+        assert call is not None
+        return self.run(Call(call.function, call.args, (("low", self.plan.regions.low or None),)), b, {"a": a})
 
     def _pulled(
         self, operator: Operator, wanted: list[str], errors: Mapping[int | None, Tensor], source: Region

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.wiring import Edge
-from reclra_graph.options import Options
+from reclra_graph.options import AS_WEIGHT, Options
 from reclra_graph.rules.way import obstacle
 
 OUTER = ("dkp", "mirror", "readout")
@@ -16,8 +16,8 @@ WHOLE = ("dense", "channel", "token", "conv")
 
 def form_fits(form: str, rule: str) -> bool:
     """Whether a synapse of this form can learn by this rule. What is stored of a low-rank or an implicit one learns
-    exactly by Eq. 6 alone, which multiplies E from the source's side."""
-    return rule not in OUTER or form in WHOLE
+    exactly by Eq. 6 alone, which multiplies E from the source's side; an adjoint one learns as its weight does."""
+    return rule not in OUTER or form in WHOLE or (form == "adjoint" and rule in AS_WEIGHT)
 
 
 def default_rule(regions: RegionGraph, source: int, options: Options) -> str:

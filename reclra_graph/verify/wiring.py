@@ -9,7 +9,7 @@ import networkx as nx
 
 from reclra_graph.errors import Problem
 from reclra_graph.ir.wiring import Edge, WiringPlan
-from reclra_graph.options import MIRRORING, SYNAPSE_RULES, UPDATES, known_form
+from reclra_graph.options import AS_WEIGHT, MIRRORING, SYNAPSE_RULES, UPDATES, known_form
 from reclra_graph.rules.fit import misfit
 from reclra_graph.rules.forms import own_bytes, shape
 from reclra_graph.rules.way_back import ways
@@ -132,7 +132,7 @@ def _adjoint(plan: WiringPlan) -> Iterator[Problem]:
             place = f"edge {edge.name}"
             if edge.shape != shapes[edge.weight]:
                 yield Problem("RG501", f"synapse {edge.name} is {edge.shape}, its weight {shapes[edge.weight]}", place)
-            unfit = edge.rule == "kp" and edge.weight not in learning
+            unfit = edge.rule in AS_WEIGHT and edge.weight not in learning
             if edge.rule not in SYNAPSE_RULES or unfit or (not edge.weight and edge.rule != "fixed"):
                 yield Problem("RG404", f"edge {edge.name} cannot have the rule {edge.rule!r}", place)
             if edge.bytes != (own_bytes(edge.form, edge.shape, item) if edge.weight and edge.rule != "sign" else 0):

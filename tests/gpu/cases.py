@@ -48,6 +48,7 @@ class Case:
 CASES = {
     "figure1": Case(nets.figure1, (50, 784), {"relays": (2, 5, 8), "depth": 2, "gamma": 1.0, "lr": 0.1}),
     "resnet18": Case(partial(nets.resnet18, 16), (16, 3, 32, 32), {"wiring": "flat", "gamma": 1.0, "lr": 0.02}),
+    "reverse": Case(nets.lenet, (50, 1, 28, 28), {"wiring": "reverse", "rule": "kp", "gain": True, "lr": 0.1}),
     "lenet": Case(nets.lenet, (50, 1, 28, 28), {"wiring": "chain", "gain": True, "gamma": 1.0, "lr": 0.1}),
 }
 

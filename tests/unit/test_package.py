@@ -36,7 +36,7 @@ RANK = {
     "reference_rules": 5,
     "runtime": 6,
     "reference": 6,
-    "reference_back": 6,
+    "reference_back": 5,
     "passes": 7,
     "api": 8,
     "diagnostics": 8,
