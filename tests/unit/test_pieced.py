@@ -17,7 +17,7 @@ import reclra_graph as rg
 from reclra_graph.errors import StepError
 from reclra_graph.ir.regions import RegionGraph
 from reclra_graph.ir.schedule import Free, Record, Wait
-from reclra_graph.runtime import fused, graphed, spread
+from reclra_graph.runtime import graphed, kept_code, spread
 from reclra_graph.runtime.compiled import CompiledStep
 from reclra_graph.runtime.fused import FusedStep
 from reclra_graph.runtime.graphed import GraphedStep
@@ -195,7 +195,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(tmp_path: Path, monkeypatch: pyte
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     made = Cuda()
-    for module in (fused, graphed, spread):
+    for module in (kept_code, graphed, spread):
         monkeypatch.setattr(module, "torch", Torch(made))
     return made
 
