@@ -44,7 +44,7 @@ from reclra_graph.bench.step_arms import Run, Settings, backprop_eager, cross_en
 from reclra_graph.bench.step_cases import CASES, Case
 from reclra_graph.bench.step_probes import probes
 from reclra_graph.passes.kernels import _FORMULAS as FORMULAS
-from reclra_graph.runtime import kept_code
+from reclra_graph.runtime import fused, kept_code
 from tests.bench.record import RESULTS, circumstances, progress, write_json
 
 MODELS = ("resnet18", "mlp", "vit-tiny")
@@ -194,7 +194,7 @@ def seen_by_the_profiler(folder: Path) -> Iterator[Callable[[rg.CompiledStep], R
     """A way to fuse a step that the profiler can look into, as long as this lasts; kept in a folder of its own."""
     options = {"fallback_random": True, "cpp_wrapper": False, "cpp.enable_kernel_profile": True}
     with patch.object(kept_code, "inductor_options", lambda device: options):
-        yield lambda step: kept_code.FusedStep(step, folder=folder)
+        yield lambda step: fused.FusedStep(step, folder=folder)
 
 
 def in_turns(runs: Mapping[str, Run], batches: Batches, rounds: int, steps: int) -> dict[str, list[float]]:
